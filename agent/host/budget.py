@@ -162,6 +162,16 @@ def names(directory: str | int, budget: Budget = DIRECTORY) -> list[str]:
     return found
 
 
+def text(path: str, limit: int = 1 << 20) -> str:
+    """The text of a file of the kernel, of which `limit` characters are read; "" if it cannot be
+    read."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read(limit)
+    except OSError:
+        return ""
+
+
 def lines(path: str, budget: Budget, errors: str = "surrogateescape") -> Iterator[str]:
     """The lines of a file of the kernel, without line ends. Raises OSError, OverBudget."""
     left = budget.size

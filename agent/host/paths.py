@@ -139,6 +139,12 @@ class HostRoot:
         candidate = os.path.join(self.root, "proc")
         return candidate if os.path.exists(os.path.join(candidate, "self")) else "/proc"
 
+    def proc_path(self, name: str) -> str:
+        """The agent path of a name in the host's /proc, else in our own, whose kernel is the
+        same."""
+        shown = self.agent_path(f"/proc/{name}")
+        return shown if os.path.exists(shown) else os.path.join(self.proc, name)
+
     def locate(self, given: str) -> HostPath:
         """The file or directory that an option names, there or not, with its links followed.
 

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator, Mapping
 
 from agent.cdi.driver.nvml import NO_GPUS, Answer, Gpu
+from agent.host import budget
 from agent.host.paths import HostRoot
 
 _PCI = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]")
@@ -19,7 +20,6 @@ _UUID = re.compile(r"GPU-[0-9A-Fa-f-]+[0-9A-Fa-f]")
 _VERSION = re.compile(r"NVRM version:.*?\s(\d+(?:\.\d+){1,3})\s")
 _CAPABILITY = re.compile(r"(\S+) (\d{1,7})")
 _CAPABILITIES = "nvidia/capabilities"
-_LIMIT = 1 << 20  # bytes
 
 
 def gpus(host: HostRoot) -> Answer:
@@ -59,7 +59,7 @@ def drm_names(host: HostRoot, bus: str) -> tuple[str, ...]:
 def mig_minors(host: HostRoot) -> Mapping[str, int]:
     """Minor numbers of MIG capabilities by name, such as `gpu0/gi1/ci0/access`. They come from the
     kernel's list of all possible ones, else from the capabilities that exist."""
-    text = _read(_driver(host, "nvidia-caps/mig-minors"))
+    text = budget.text(_driver(host, "nvidia-caps/mig-minors"))
     found = (_CAPABILITY.fullmatch(line.strip()) for line in text.splitlines())
     if listed := {match[1]: int(match[2]) for match in found if match}:
         return listed
@@ -75,7 +75,7 @@ def mig_minors(host: HostRoot) -> Mapping[str, int]:
 
 def version(host: HostRoot) -> str | None:
     """The version of the loaded driver module; None if the kernel does not show it."""
-    found = _VERSION.search(_read(_driver(host, "nvidia/version")))
+    found = _VERSION.search(budget.text(_driver(host, "nvidia/version")))
     return found[1] if found else None
 
 
@@ -93,7 +93,7 @@ def trace(host: HostRoot) -> tuple[str, ...]:
     UUIDs are not part of it, because the kernel learns a UUID only when the GPU is used. Inodes and
     times are part of it, because they distinguish an instance from an earlier one of the same name.
     """
-    found = [_read(_driver(host, "nvidia/version"))]
+    found = [budget.text(_driver(host, "nvidia/version"))]
     listed = _driver(host, "nvidia/gpus")
     for name in _names(listed):
         info = _information(f"{listed}/{name}/information")
@@ -140,12 +140,11 @@ def _identity(path: str) -> str:
 
 def _driver(host: HostRoot, name: str) -> str:
     """The agent path of `name` in /proc/driver."""
-    below = host.agent_path("/proc/driver")
-    return f"{below if os.path.isdir(below) else f'{host.proc}/driver'}/{name}"
+    return f"{host.proc_path('driver')}/{name}"
 
 
 def _information(path: str) -> dict[str, str]:
-    lines = (line.partition(":") for line in _read(path).splitlines())
+    lines = (line.partition(":") for line in budget.text(path).splitlines())
     return {key.strip(): value.strip() for key, _, value in lines}
 
 
@@ -159,11 +158,3 @@ def _names(directory: str) -> list[str]:
         return sorted(os.listdir(directory))
     except OSError:
         return []
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read(_LIMIT)
-    except OSError:
-        return ""

@@ -13,15 +13,14 @@ kernel reserves it for that driver or assigns it dynamically
 from __future__ import annotations
 
 import fnmatch
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from agent.host import budget
 from agent.host.paths import HostRoot
 from agent.options.device_classes import DEVICE_CLASSES, ClassNodes
 
-_LIMIT = 1 << 16  # bytes
 _LINE = re.compile(r" *([0-9]{1,4}) +(\S+) *")  # the kernel has 12 bits for a major number
 # Major numbers that the kernel assigns dynamically.
 _DYNAMIC = frozenset((*range(234, 255), *range(384, 512)))
@@ -77,7 +76,7 @@ class Majors:
 
 def read(host: HostRoot) -> Majors:
     """The drivers in the host's /proc/devices and /proc/misc."""
-    return parsed(_text(host, "devices"), _text(host, "misc"))
+    return parsed(*(budget.text(host.proc_path(name)) for name in ("devices", "misc")))
 
 
 def parsed(devices: str, misc: str = "") -> Majors:
@@ -92,15 +91,3 @@ def _listed(text: str) -> dict[int, tuple[str, ...]]:
             number = int(match[1])
             found[number] = (*found.get(number, ()), match[2])
     return found
-
-
-def _text(host: HostRoot, name: str) -> str:
-    """The content of a file in the host's /proc, else in the agent's own /proc, which shows the
-    same kernel."""
-    on_host = host.agent_path(f"/proc/{name}")
-    path = on_host if os.path.exists(on_host) else os.path.join(host.proc, name)
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read(_LIMIT)
-    except OSError:
-        return ""

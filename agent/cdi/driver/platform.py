@@ -9,6 +9,7 @@ import os
 import stat
 
 from agent.errors import NoDriver
+from agent.host import budget
 from agent.host.paths import HostRoot
 
 _DXG = "/dev/dxg"
@@ -45,8 +46,5 @@ def tegra(host: HostRoot) -> str:
     """The file that shows that this is a Tegra; "" on other machines."""
     if os.path.lexists(host.agent_path(_TEGRA_RELEASE)):
         return _TEGRA_RELEASE
-    try:
-        with open(host.agent_path(_FAMILY), encoding="ascii", errors="replace") as file:
-            return _FAMILY if file.read(256).lower().startswith("tegra") else ""
-    except OSError:
-        return ""
+    family = budget.text(host.agent_path(_FAMILY), 256)
+    return _FAMILY if family.lower().startswith("tegra") else ""

@@ -24,6 +24,7 @@ from agent.cdi.model import ContainerEdits, Device, Spec
 from agent.cdi.specs import readers, rules
 from agent.cdi.specs.readers import UNKNOWN_READER, Reader
 from agent.errors import AgentError, DevicesLost, DriverFailed, NoDevices, NoDriver
+from agent.host import budget
 from agent.host.paths import HostRoot
 from agent.options.device_classes import DEVICE_CLASSES, DeviceClass
 from agent.options.settings import Settings
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from agent.cdi.driver.nvml import Answer, AskNvml
 
 _NAMED = 4  # paths in a warning
+# The kernel's extra firmware directory.
 _FIRMWARE = "/sys/module/firmware_class/parameters/path"
 
 
@@ -284,7 +286,8 @@ class _Builder:
 def _context(settings: Settings, host: HostRoot, hook: str | None) -> BuildContext:
     machine = os.uname()
     hooks = find_hooks(settings, host, hook)
-    return BuildContext(hooks, machine.release, _firmware(host), machine.machine)
+    firmware = budget.text(host.agent_path(_FIRMWARE), 4096).strip()
+    return BuildContext(hooks, machine.release, firmware, machine.machine)
 
 
 def _ignored_node_warnings(found: Driver, host: HostRoot) -> Iterator[str]:
@@ -323,12 +326,3 @@ def _abbreviated(paths: Sequence[str]) -> str:
     """The first paths by name, and the number of the others."""
     named, more = paths[:_NAMED], len(paths) - _NAMED
     return ", ".join(named) + (f" and {more} more" if more > 0 else "")
-
-
-def _firmware(host: HostRoot) -> str:
-    """The kernel's extra firmware directory; "" if none is set."""
-    try:
-        with open(host.agent_path(_FIRMWARE), encoding="utf-8", errors="surrogateescape") as file:
-            return file.read(4096).strip()
-    except OSError:
-        return ""
