@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent.cdi import emit
@@ -197,8 +197,23 @@ class _Builder:
         return self._of_driver(spec, found, warnings)
 
     def _of_driver(self, spec: Spec, found: Driver, warnings: tuple[str, ...]) -> BuiltSpec:
-        judged_paths = self.context.hooks.judged_paths
-        return _built(spec, (found.root, *found.devs), warnings, judged_paths, found)
+        built = self._built(spec, (found.root, *found.devs), warnings)
+        return replace(built, driver=found)
+
+    def _built(
+        self, spec: Spec, roots: Iterable[DriverRoot], warnings: tuple[str, ...] = ()
+    ) -> BuiltSpec:
+        """The spec with its warnings, and one more warning for each reason why paths in `roots`
+        were left out."""
+        roots = tuple(dict.fromkeys(roots))
+        causes: dict[str, list[str]] = {}
+        for path, why in ((path, why) for root in roots for path, why in root.left_out.items()):
+            causes.setdefault(why, []).append(path)
+        more = (f"CDI specs are without {_abbreviated(paths)}: {why}{driver_files.remedy(paths[0])}"
+                for why, paths in causes.items())  # fmt: skip
+        judged = dict.fromkeys(path for root in roots for path in root.judged_paths)
+        judged |= dict.fromkeys(self.context.hooks.judged_paths)
+        return BuiltSpec(spec, (*warnings, *more), tuple(judged))
 
     def _gpus(self) -> BuiltSpec:
         """The spec `nvidia.com/gpu` of the Linux driver."""
@@ -258,8 +273,7 @@ class _Builder:
         spec, warnings, roots = (
             wsl.build(*node) if mode == "wsl" else tegra.build(*node, self.ask, self.choice)
         )
-        hooks = self.context.hooks
-        return _built(spec, roots, (*warnings, *hooks.warnings), hooks.judged_paths)
+        return self._built(spec, roots, (*warnings, *self.context.hooks.warnings))
 
     def _device_class(self, definition: DeviceClass) -> BuiltSpec:
         """The spec of a device class. Raises NoDevices if there is no device, DevicesLost if only
@@ -272,7 +286,7 @@ class _Builder:
             devs = driver.dev_roots(self.host, self.settings, root)
             nodes = driver.nodes_at(devs, where)
             if spec := device_class.spec(definition, nodes, (root, on_host), self.choice):
-                return _built(spec, (root, on_host, *devs))
+                return self._built(spec, (root, on_host, *devs))
             tried += devs
         start = f"cannot make a CDI spec for {definition.kind}"
         if distrusted := driver.first_left_out(tried):
@@ -304,22 +318,6 @@ def _ignored_node_warnings(found: Driver, host: HostRoot) -> Iterator[str]:
                 f"{searched[0]} (--dev-root) only, which has none of these names; make them there, "
                 "or leave --dev-root out"
             )
-
-
-def _built(
-    spec: Spec, roots: Iterable[DriverRoot], warnings: tuple[str, ...] = (),
-    judged_paths: tuple[str, ...] = (), found: Driver | None = None,
-) -> BuiltSpec:  # fmt: skip
-    """The spec with its warnings, and one more warning for each reason why paths in `roots` were
-    left out."""
-    roots = tuple(dict.fromkeys(roots))
-    causes: dict[str, list[str]] = {}
-    for path, why in ((path, why) for root in roots for path, why in root.left_out.items()):
-        causes.setdefault(why, []).append(path)
-    more = (f"CDI specs are without {_abbreviated(paths)}: {why}{driver_files.remedy(paths[0])}"
-            for why, paths in causes.items())  # fmt: skip
-    judged = (*judged_paths, *(path for root in roots for path in root.judged_paths))
-    return BuiltSpec(spec, (*warnings, *more), tuple(dict.fromkeys(judged)), found)
 
 
 def _abbreviated(paths: Sequence[str]) -> str:
