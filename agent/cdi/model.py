@@ -1,29 +1,35 @@
-"""A CDI specification as data, with the names of CDI's SPEC.md and specs-go/config.go.
+"""A CDI spec of ours: as data, with the names of CDI's SPEC.md and specs-go/config.go, and as the
+text of its file.
 
-Invariant: plain values only. `rules` decides what is valid, `emit` writes a spec. The version is
-not stored, because it follows from the features of a spec.
+Invariant: plain values only, and only the fields that our specs have. Equal specs give equal bytes,
+and an invalid spec is never written. The version is not stored, because it follows from the
+features of a spec.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+import json
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
+
+from agent.cdi import yaml_text
+from agent.cdi.specs import rules
+from agent.errors import Refused
+
+MARK = "# Written by toolkit-agent; changes are overwritten."
 
 
 @dataclass(frozen=True)
 class DeviceNode:
-    """A device node. Without a `host_path` the node has the same `path` on the host. Without a
-    `type`, or with `major` and `minor` 0, the runtime reads the missing values from the node."""
+    """A device node. Without a `host_path` the node has the same `path` on the host. With
+    `major` and `minor` 0, the runtime reads the numbers from the node."""
 
     path: str
     host_path: str = ""
-    type: str = ""
     major: int = 0
     minor: int = 0
     file_mode: int | None = None
     permissions: str = ""
-    uid: int | None = None
     gid: int | None = None
 
 
@@ -34,19 +40,16 @@ class Mount:
     host_path: str
     container_path: str
     options: tuple[str, ...] = ()
-    type: str = ""
 
 
 @dataclass(frozen=True)
 class Hook:
-    """An OCI hook that runs `path` on the host. `args` begins with the program's own name;
-    `timeout` is in seconds."""
+    """An OCI hook that runs `path` on the host. `args` begins with the program's own name."""
 
     hook_name: str
     path: str
     args: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
-    timeout: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,6 @@ class Device:
 
     name: str
     container_edits: ContainerEdits
-    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,11 @@ class Spec:
     kind: str
     devices: tuple[Device, ...]
     container_edits: ContainerEdits = ContainerEdits()
-    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 def _data(value: Any) -> Any:
     """The plain data of a part of a spec, with CDI's field names. Fields with their default value
-    are left out. (A mode or an owner of 0 is kept, because the default of these is None.)"""
+    are left out. (A mode or a group of 0 is kept, because the default of these is None.)"""
     if isinstance(value, tuple):
         return [_data(item) for item in value]
     if not is_dataclass(value):
@@ -99,19 +100,33 @@ def _cdi_name(name: str) -> str:
 def to_data(spec: Spec, version: str) -> dict[str, Any]:
     """The plain data of a spec's file, with `version` as its `cdiVersion`. Keys are in the order of
     CDI's Go structs."""
-    devices = [
-        {
-            "name": device.name,
-            **({"annotations": dict(device.annotations)} if device.annotations else {}),
-            "containerEdits": _data(device.container_edits),
-        }
-        for device in spec.devices
-    ]
-    common = _data(spec.container_edits)
-    return {
-        "cdiVersion": version,
-        "kind": spec.kind,
-        **({"annotations": dict(spec.annotations)} if spec.annotations else {}),
-        "devices": devices,
-        **({"containerEdits": common} if common else {}),
-    }
+    return {"cdiVersion": version, **_data(spec)}
+
+
+def minimum_version(spec: Spec) -> str:
+    """The lowest version of CDI that has all features of a spec. containerd 1.7 reads at most
+    0.8.0, and refuses a file with a higher version."""
+    return rules.needed_version(to_data(spec, ""))[0]
+
+
+def problems(spec: Spec) -> list[str]:
+    """The problems of a spec, as sentences."""
+    data = to_data(spec, minimum_version(spec))
+    return [f"{p.where}: {p.what}" if p.where else p.what for p in rules.check(data)]
+
+
+def text(spec: Spec, form: str = "yaml", *, mark: bool = True) -> str:
+    """The content of a spec's file. `form` is yaml or json. `mark`: a YAML file begins with MARK,
+    by which `is_ours` recognizes it. Raises Refused for a spec that is not valid."""
+    if found := problems(spec):
+        raise Refused(f"cannot write a CDI spec for {spec.kind}: {'; '.join(found)}; report this")
+    data = to_data(spec, minimum_version(spec))
+    if form == "json":
+        return yaml_text.printable(json.dumps(data, indent=2, ensure_ascii=False)) + "\n"
+    head = ["---", MARK] if mark else ["---"]
+    return "\n".join([*head, *yaml_text.lines(data)]) + "\n"
+
+
+def is_ours(data: bytes) -> bool:
+    """Does this content of a file have our mark?"""
+    return MARK.encode() in data[:200]

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from agent.cdi import emit
+from agent.cdi import model
 from agent.cdi.driver.driver import Driver
 from agent.cdi.driver.known_gpus import KnownGpus
 from agent.cdi.make import generate, gpu
@@ -343,7 +343,7 @@ def written_by_us(
         path
         for place in directories(settings, host, spec_dirs)
         for path, data in spec_files.entries(host, place)
-        if emit.is_ours(data) and (path.name in names or is_named_by_kind(path.name, data))
+        if model.is_ours(data) and (path.name in names or is_named_by_kind(path.name, data))
     )
 
 
@@ -358,7 +358,7 @@ def _is_own_spec(path: HostPath) -> bool:
         state = files.read(path.agent)
     except Refused:
         return False  # a link or a directory is no spec of ours
-    return state is not None and emit.is_ours(state.data)
+    return state is not None and model.is_ours(state.data)
 
 
 def foreign_spec_with(
@@ -369,7 +369,7 @@ def foreign_spec_with(
     words = tuple(f"{name}/".encode() for name in names)
     for directory in directories(settings, host, spec_dirs):
         for path, data in spec_files.entries(host, directory):
-            if any(word in data for word in words) and not emit.is_ours(data):
+            if any(word in data for word in words) and not model.is_ours(data):
                 return path
     return None
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from agent.cdi import emit
+from agent.cdi import model
 from agent.cdi.driver import driver, platform
 from agent.cdi.driver.driver import Driver
 from agent.cdi.driver.root import DriverRoot
@@ -21,7 +21,7 @@ from agent.cdi.make.driver_files import BuildContext
 from agent.cdi.make.hooks import find_hooks
 from agent.cdi.make.request import EMPTY, EVERYTHING, Choice
 from agent.cdi.model import ContainerEdits, Device, Spec
-from agent.cdi.specs import readers, rules
+from agent.cdi.specs import readers
 from agent.cdi.specs.readers import UNKNOWN_READER, Reader
 from agent.errors import AgentError, DevicesLost, DriverFailed, NoDevices, NoDriver
 from agent.host import budget
@@ -116,7 +116,7 @@ def _desired(kind: str, builder: _Builder, mode: str, reader: Reader) -> Desired
     try:
         built = builder.build(mode)
         spec, warnings = built.spec, built.warnings
-        if not readers.can_read(reader, rules.minimum_version(spec)):
+        if not readers.can_read(reader, model.minimum_version(spec)):
             # Groups are the newest feature that a spec of ours can have. NVIDIA's generator writes
             # them since v1.19, although such a runtime refuses the whole file.
             spec = transform.without_groups(spec)
@@ -127,7 +127,7 @@ def _desired(kind: str, builder: _Builder, mode: str, reader: Reader) -> Desired
                     "are not open to everybody; update it"
                 )
                 warnings = (*warnings, text)
-        return DesiredSpec(kind, emit.text(spec), None, warnings, built.judged_paths, built.driver)
+        return DesiredSpec(kind, model.text(spec), None, warnings, built.judged_paths, built.driver)
     except AgentError as error:
         return DesiredSpec(kind, None, error)
 
@@ -142,7 +142,7 @@ def spec_text(
     built = build(mode, settings, host, hook=hook, choice=choice)
     spec = choice.with_kind(built.spec)
     spec = spec if choice.groups else transform.without_groups(spec)
-    return emit.text(spec, form, mark=mark), built.warnings
+    return model.text(spec, form, mark=mark), built.warnings
 
 
 def build(

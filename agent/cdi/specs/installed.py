@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from agent.cdi import emit
+from agent.cdi import model
 from agent.cdi.specs import on_host, rules
 from agent.cdi.specs.readers import UNKNOWN_READER, Reader
 from agent.cdi.specs.scalar import quoted
@@ -135,7 +135,7 @@ def writer(name: str, data: bytes, kind: str) -> str:
     """The program that wrote a file, recognized by the vendors and file names of known programs;
     else the vendor."""
     vendor, _, _ = kind.partition("/")
-    if emit.is_ours(data):
+    if model.is_ours(data):
         return "toolkit-agent"
     if vendor == "k8s.device-plugin.nvidia.com":
         return "nvidia-device-plugin"

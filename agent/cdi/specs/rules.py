@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from agent.cdi.model import Spec, to_data
 from agent.cdi.specs import readers
 from agent.cdi.specs.readers import UNKNOWN_READER, VERSIONS, Reader
 from agent.cdi.specs.scalar import quoted
@@ -34,18 +33,6 @@ _NEWEST = VERSIONS[-1]
 _NEW_RDT = ("schemata", "enableMonitoring")
 
 Data = Mapping[str, Any]
-
-
-def problems(spec: Spec) -> list[str]:
-    """The problems of a spec of ours, as sentences."""
-    data = to_data(spec, minimum_version(spec))
-    return [f"{p.where}: {p.what}" if p.where else p.what for p in check(data)]
-
-
-def minimum_version(spec: Spec) -> str:
-    """The lowest version of CDI that has all features of a spec of ours. containerd 1.7 reads at
-    most 0.8.0, and refuses a file with a higher version."""
-    return needed_version(to_data(spec, ""))[0]
 
 
 def check(spec: Data, reader: Reader = UNKNOWN_READER) -> Iterator[Problem]:

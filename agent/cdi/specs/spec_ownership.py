@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from agent.cdi.emit import is_ours
 from agent.cdi.make.generate import DesiredSpec
+from agent.cdi.model import is_ours
 from agent.cdi.specs import crashes
 from agent.cdi.specs.provider import OURS, Provider, usable
 from agent.errors import AgentError, DriverDistrusted, DriverFailed, NoDevices, NoDriver, Refused

@@ -9,14 +9,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.cdi import emit
+from agent.cdi import model
 from agent.cdi.driver import driver
 from agent.cdi.driver.driver import Driver
 from agent.cdi.driver.nvml import Gpu, Mig
 from agent.cdi.make import gpu, transform
 from agent.cdi.make.driver_files import BuildContext
 from agent.cdi.make.hooks import Hooks
-from agent.cdi.specs import rules
 from agent.errors import NoDevices
 from agent.host.paths import HostRoot
 from agent.options.settings import resolve
@@ -78,9 +77,9 @@ def test_any_gpus_make_a_valid_spec(
         made, missing = gpu.spec(tree, around, gpus, known, chosen)
     except NoDevices:
         return
-    assert rules.problems(made) == []
+    assert model.problems(made) == []
     assert transform.finish(made) == made
-    assert yaml.safe_load(emit.text(made)) == json.loads(emit.text(made, "json"))
+    assert yaml.safe_load(model.text(made)) == json.loads(model.text(made, "json"))
     for device in made.devices:
         first = device.container_edits.device_nodes[0].path
         assert first in {f"/dev/nvidia{one.minor}" for one in gpus}

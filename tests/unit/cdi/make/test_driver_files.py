@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi import emit
+from agent.cdi import model
 from agent.cdi.driver import driver, loader
 from agent.cdi.driver.root import DriverRoot
 from agent.cdi.make import driver_files
 from agent.cdi.make.driver_files import BuildContext
 from agent.cdi.make.hooks import Hooks
 from agent.cdi.model import Spec
-from agent.cdi.specs import rules
 from agent.errors import NoDriver
 from agent.host.paths import HostRoot
 from agent.options.settings import resolve
@@ -228,7 +227,7 @@ def test_files_that_are_no_libraries_do_no_harm(root: Path) -> None:
         (lib / f"libodd{number}.so.{VERSION}").write_bytes(content)
     (lib / f"libnvidia-ml.so.{VERSION}").write_bytes(b"broken")
     made = spec(root)
-    assert rules.problems(made) == []
+    assert model.problems(made) == []
     assert not [word for word in made.container_edits.hooks[0].args if "libodd" in word]
 
 
@@ -314,7 +313,7 @@ def test_broken_cache_names_nothing(data: bytes) -> None:
 
 def test_bytes_are_the_same_each_time(root: Path) -> None:
     """And valid, of the lowest version that has additional groups."""
-    first, second = (emit.text(spec(root)) for _ in range(2))
+    first, second = (model.text(spec(root)) for _ in range(2))
     assert first == second
     assert '\ncdiVersion: "0.7.0"\n' in first
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi.emit import MARK
+from agent.cdi.model import MARK
 from agent.cdi.specs import installed, spec_files
 from agent.cdi.specs.readers import UNKNOWN_READER, Reader, reader_of
 from agent.host.paths import HostRoot

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.cdi.model import ContainerEdits, Device, Spec
+from agent.cdi.model import problems as own_problems
 from agent.cdi.specs import installed, rules
 from agent.cdi.specs.readers import UNKNOWN_READER, Reader, reader_of
 from agent.cdi.specs.shape import Problem
@@ -86,10 +88,23 @@ def test_empty_item_is_deadly() -> None:
     assert "containerd up to 2.3 dies" in said(problems(text))
 
 
+@pytest.mark.parametrize(
+    ("data", "version"),
+    [
+        ({"annotations": {"a": "b"}}, "0.6.0"),
+        ({"devices": [{"name": "a", "annotations": {"a": "b"}}]}, "0.6.0"),
+        ({"containerEdits": {"mounts": [{"type": "bind"}]}}, "0.4.0"),
+    ],
+)
+def test_feature_of_another_writer_needs_its_version(data: dict[str, Any], version: str) -> None:
+    """Specs of ours have none of these."""
+    assert rules.needed_version(data)[0] == version
+
+
 def test_own_specs_meet_the_same_rules() -> None:
     """A spec of ours is held to the same."""
     ours = Spec("v/gpu", (Device("0", ContainerEdits(env=("A",))),))
-    texts = "\n".join(rules.problems(ours))
+    texts = "\n".join(own_problems(ours))
     assert "single character" in texts
     assert "NAME=value" in texts
 
