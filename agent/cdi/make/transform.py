@@ -8,15 +8,12 @@ keep their order, because it has a meaning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import fields, replace
 
 from agent.cdi.model import ContainerEdits, Device, Spec
 
 ALL = "all"
-
-T = TypeVar("T")
 
 
 def finish(spec: Spec, *, with_all: bool = True) -> Spec:
@@ -37,17 +34,10 @@ def without_groups(spec: Spec) -> Spec:
 
 def joined(*parts: ContainerEdits) -> ContainerEdits:
     """Several edits as one: lists one after another, without duplicates."""
-    return ContainerEdits(
-        env=_once(part.env for part in parts),
-        device_nodes=_once(part.device_nodes for part in parts),
-        hooks=_once(part.hooks for part in parts),
-        mounts=_once(part.mounts for part in parts),
-        additional_gids=tuple(sorted({gid for part in parts for gid in part.additional_gids})),
-    )
-
-
-def _once(parts: Iterable[tuple[T, ...]]) -> tuple[T, ...]:
-    return tuple(dict.fromkeys(item for part in parts for item in part))
+    names = [field.name for field in fields(ContainerEdits)]
+    found = {name: [item for part in parts for item in getattr(part, name)] for name in names}
+    found["additional_gids"].sort()
+    return ContainerEdits(**{name: tuple(dict.fromkeys(items)) for name, items in found.items()})
 
 
 def _mapped(spec: Spec, change: Callable[[ContainerEdits], ContainerEdits]) -> Spec:
@@ -63,23 +53,15 @@ def _simplified(spec: Spec) -> Spec:
     common = joined(spec.container_edits)
     devices = []
     for device in spec.devices:
-        whole = joined(device.container_edits)
-        rest = ContainerEdits(
-            env=_difference(whole.env, common.env),
-            device_nodes=_difference(whole.device_nodes, common.device_nodes),
-            hooks=_difference(whole.hooks, common.hooks),
-            mounts=_difference(whole.mounts, common.mounts),
-        )
-        # A device without edits is not valid; groups alone do not count as edits.
-        edits = whole
-        if rest != ContainerEdits():
-            edits = replace(rest, additional_gids=whole.additional_gids)
+        edits = joined(device.container_edits)
+        rest = {
+            name: tuple(item for item in getattr(edits, name) if item not in getattr(common, name))
+            for name in ("env", "device_nodes", "hooks", "mounts")
+        }
+        if any(rest.values()):  # a device without edits is not valid, and groups are none
+            edits = replace(edits, **rest)
         devices.append(replace(device, container_edits=edits))
     return replace(spec, devices=tuple(devices), container_edits=common)
-
-
-def _difference(items: tuple[T, ...], common: tuple[T, ...]) -> tuple[T, ...]:
-    return tuple(item for item in items if item not in common)
 
 
 def _in_order(edits: ContainerEdits) -> ContainerEdits:
