@@ -39,20 +39,6 @@ _WILD = re.compile(r"[*?\[]")
 _THOR = "0000:01:00."  # the PCI address of a Thor's integrated GPU
 
 
-@dataclass(frozen=True)
-class CsvLists:
-    """The paths in CSV files by type (dev, dir, lib, sym), with warnings about unreadable files.
-    `missing` has the files that do not exist; no JetPack has all of the default ones."""
-
-    paths: Mapping[str, tuple[str, ...]]
-    warnings: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-
-    def of_type(self, kind: str) -> tuple[str, ...]:
-        """The paths of a type; () if there are none."""
-        return self.paths.get(kind, ())
-
-
 def needs_csv_mode(host: HostRoot, settings: Settings, ask: AskNvml | None) -> bool:
     """Is mode csv right for this Tegra? It is if NVML cannot be loaded, or lists an integrated GPU.
     A Tegra with only GPUs on the PCI bus is like any other machine. May raise DriverFailed."""
@@ -63,8 +49,8 @@ def needs_csv_mode(host: HostRoot, settings: Settings, ask: AskNvml | None) -> b
 def watch_paths(host: HostRoot, settings: Settings) -> Iterator[str]:
     """Agent paths that change when the spec has to change, with entries as in
     `driver.watch_paths`."""
-    lists = read(host, settings.csv_files)
-    above = {os.path.dirname(path) for kind in ("lib", "sym") for path in lists.of_type(kind)}
+    listed, _, _ = read(host, settings.csv_files)
+    above = {os.path.dirname(path) for kind in ("lib", "sym") for path in listed[kind]}
     yield from map(host.agent_path, (*settings.csv_files, _RELEASE, *sorted(above)))
     yield from (f"{name}*{host.agent_path('/dev')}" for name in ("nvhost", "nvmap", "nvgpu"))
 
@@ -73,23 +59,22 @@ def build(
     host: HostRoot, settings: Settings, context: BuildContext, ask: AskNvml | None, choice: Choice
 ) -> tuple[Spec, tuple[str, ...], tuple[DriverRoot, ...]]:
     """(spec, warnings, searched driver roots). Raises NoDriver, NoDevices or DriverFailed."""
-    lists = read(host, settings.csv_files)
-    missing = tuple(f"there is no {name}" for name in lists.missing)
-    if not lists.paths:
-        why = "; ".join((*lists.warnings, *missing)) or "they are empty"
+    listed, unread, missing = read(host, settings.csv_files)
+    if not any(listed.values()):
+        why = "; ".join((*unread, *missing)) or "they are empty"
         raise NoDriver(
             f"cannot make a CDI spec: CSV files list nothing: {why}; install NVIDIA's packages for "
             "containers (nvidia-l4t-init), or give --csv.file"
         )
     if settings.origins["csv_files"] == "default":
-        missing = ()
+        missing = []
     root, on_host = driver.root_option_or_host(host, settings), driver.host_root(host)
     driver.refuse_distrusted((root,))
     answer = _ask(root, ask)
     drm = {item.bus: kernel.drm_names(host, item.bus) for item in answer.gpus if item.bus}
     devs = driver.dev_roots(host, settings, root)
     builder = _Builder(
-        root, on_host, devs, KernelGpus(drm, {}), context, lists, answer, settings, choice
+        root, on_host, devs, KernelGpus(drm, {}), context, listed, answer, settings, choice
     )  # fmt: skip
     found, warnings = builder.spec()
     unsure = answer.error and UNLOADABLE not in answer.error
@@ -97,7 +82,7 @@ def build(
         f"the CDI spec has no hook for a newer CUDA of an image: NVML says nothing: {answer.error}"
     )
     warnings = (
-        *missing, *lists.warnings, *warnings, *answer.warnings, *((text,) if unsure else ()),
+        *missing, *unread, *warnings, *answer.warnings, *((text,) if unsure else ()),
     )  # fmt: skip
     return found, warnings, (root, on_host, *devs)
 
@@ -108,21 +93,24 @@ def _ask(root: DriverRoot, ask: AskNvml | None) -> Answer:
     return ask_in(root, library, ask) if library else Answer(error=f"{UNLOADABLE}: it is not there")
 
 
-def read(host: HostRoot, names: Iterable[str]) -> CsvLists:
-    """The paths in the CSV files with these host paths. A missing or unreadable file is no
-    error."""
-    found: dict[str, tuple[str, ...]] = {}
+def read(
+    host: HostRoot, names: Iterable[str]
+) -> tuple[Mapping[str, Sequence[str]], list[str], list[str]]:
+    """The paths in the CSV files with these host paths, by type (dev, dir, lib, sym); warnings
+    about unreadable files; warnings about missing files, because no JetPack has all of the default
+    ones."""
+    found: dict[str, list[str]] = {kind: [] for kind in _TYPES}
     warnings, missing = [], []
     for name in names:
         try:
             for kind, path in _lines(_text(host, name)):
-                found[kind] = (*found.get(kind, ()), path)
+                found[kind].append(path)
         except FileNotFoundError:
-            missing.append(name)
+            missing.append(f"there is no {name}")
         except (OSError, Refused) as error:
             why = error.message if isinstance(error, Refused) else reason(error)
             warnings.append(f"{name} is not read: {why}")
-    return CsvLists(found, tuple(warnings), tuple(missing))
+    return found, warnings, missing
 
 
 def _text(host: HostRoot, name: str) -> str:
@@ -153,14 +141,14 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 @dataclass(frozen=True)
 class _Builder:
     """Makes the spec of a driver root. `on_host` is the host as a driver root; `devs` are the
-    device roots."""
+    device roots; `listed` are the paths in CSV files by type."""
 
     root: DriverRoot
     on_host: DriverRoot
     devs: tuple[DriverRoot, ...]
     kernel: KernelGpus
     context: BuildContext
-    lists: CsvLists
+    listed: Mapping[str, Sequence[str]]
     answer: Answer
     settings: Settings
     choice: Choice
@@ -178,11 +166,11 @@ class _Builder:
         """Mounts and hooks for the listed files. A link is not mounted: its target is, and a hook
         creates the link again."""
         root, hooks, search = self.root, self.context.hooks, self.settings.library_search_paths
-        names = self.lists.of_type("dir")
+        names = self.listed["dir"]
         directories = [path for name in names for path in root.directories(*_place(name))]
-        libraries = _files(root, self.lists.of_type("lib"), search)
+        libraries = _files(root, self.listed["lib"], search)
         ignored = self.settings.csv_ignore_patterns
-        links = tuple(name for name in self.lists.of_type("sym") if not _is_ignored(name, ignored))
+        links = tuple(name for name in self.listed["sym"] if not _is_ignored(name, ignored))
         inside = (*directories, *libraries, *_files(root, links, search))
         release = self._release()
         return ContainerEdits(
@@ -227,7 +215,7 @@ class _Builder:
         names = gpu.device_names(Gpu(0, "", 0, ""), None, self.settings.device_name_strategies)
         if not names:
             raise NoDevices(f"{start}: its GPU has no UUID; give --device-name-strategy=index")
-        listed = self.lists.of_type("dev")
+        listed = self.listed["dev"]
         nodes = self._nodes(listed)
         if not nodes:
             where = " or ".join(dev.host_path.rstrip("/") + "/dev" for dev in self.devs)
@@ -248,7 +236,7 @@ class _Builder:
         devices: list[Device] = []
         warnings = []
         # By convention /dev/nvidia1 belongs to the other GPU, and /dev/nvidia2 to the display.
-        names = (name for name in self.lists.of_type("dev") if name != "/dev/nvidia1")
+        names = (name for name in self.listed["dev"] if name != "/dev/nvidia1")
         integrated = self._node_edits(self._nodes((*names, "/dev/nvidia2")))
         for nvml_gpu in chosen:
             edits = integrated if _is_integrated(nvml_gpu) else self._discrete(nvml_gpu)
@@ -265,7 +253,7 @@ class _Builder:
         if isinstance(edits, str):
             return edits
         listed = (
-            name for name in self.lists.of_type("dev")
+            name for name in self.listed["dev"]
             if not _REGULAR.fullmatch(name) and name not in gpu.CONTROL_NODES
         )  # fmt: skip
         control = driver_files.node_edits(self._nodes(gpu.CONTROL_NODES))

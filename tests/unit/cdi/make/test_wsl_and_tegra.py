@@ -257,9 +257,11 @@ def test_lines_without_type_and_path_count_for_nothing(tmp_path: Path) -> None:
         b"\xef\xbb\xbflib, /bom\n# lib, /comment\nlib /no/comma\nlib,\n,/x\nLIB, /upper\n"
         b"  dev ,/a,b \r\nsym,/nul\0\nlib,/bad\xff\ndir, /last"
     )
-    found = tegra.read(HostRoot(str(tmp_path)), ["/one.csv", "/none.csv", "/one.csv"])
-    assert found.paths == {"dev": ("/a,b",) * 2, "dir": ("/last",) * 2}
-    assert (found.warnings, found.missing) == ((), ("/none.csv",))
+    found, warnings, missing = tegra.read(
+        HostRoot(str(tmp_path)), ["/one.csv", "/none.csv", "/one.csv"]
+    )
+    assert found == {"dev": ["/a,b"] * 2, "dir": ["/last"] * 2, "lib": [], "sym": []}
+    assert (warnings, missing) == ([], ["there is no /none.csv"])
 
 
 def test_driver_in_use_by_windows_is_taken(tmp_path: Path) -> None:
