@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import stat
 from collections.abc import Iterator
 
 from agent.daemon import supervisor
-from agent.errors import Locked, Refused, reason
-from agent.host import nofollow, trust
+from agent.errors import Refused, reason
+from agent.host import lock, nofollow, trust
 from agent.host.paths import HostRoot
 from agent.plan.context import uninterrupted
 
@@ -94,17 +93,10 @@ def _open(directory: int, name: str, path: str) -> int:
     fd = os.open(name, flags, 0o600, dir_fd=directory)  # others could lock a file they can open
     try:
         _require_own(fd, path)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.lock(path, fd, "toolkit")
         if not _CONTENT.fullmatch(os.pread(fd, 16, 0)):
             raise Refused(f"cannot use the pid file {path}: there is no pid in it; {_ELSE}")
-    except OSError as error:
-        os.close(fd)
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
-        raise Locked(
-            f"cannot start: another toolkit holds {path}; wait for it or stop it"
-        ) from error
-    except Refused:
+    except BaseException:
         os.close(fd)
         raise
     return fd

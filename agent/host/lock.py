@@ -29,21 +29,22 @@ def take(path: str) -> int:
     except OSError as error:
         raise Refused(f"cannot open the lock {path}: {reason(error)}") from error
     try:
-        _lock(path, fd)
+        lock(path, fd)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _lock(path: str, fd: int) -> None:
+def lock(path: str, fd: int, holder: str = "toolkit-agent") -> None:
+    """Lock an open file. Raises Locked if another process, a `holder`, has locked it, Refused."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise Refused(f"cannot lock {path}: {reason(error)}") from error
         raise Locked(
-            f"cannot start: another toolkit-agent holds {path}; wait for it or stop it"
+            f"cannot start: another {holder} holds {path}; wait for it or stop it"
         ) from error
 
 
@@ -56,7 +57,7 @@ def held(path: str, inherited: int | None = None) -> Iterator[None]:
     not used if somebody removed the file since, because others would lock a new file.
     """
     if inherited is not None and is_current(path, inherited):
-        _lock(path, inherited)
+        lock(path, inherited)
         yield
         return
     fd = take(path)
