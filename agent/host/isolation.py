@@ -8,9 +8,8 @@ are replaced by others. It ends with its context at the latest, also if this pro
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
+import marshal
 import os
 import signal
 import subprocess
@@ -85,16 +84,12 @@ def start(
 
     Raises CannotIsolate if the namespaces cannot be made, or the program cannot be started.
     """
-    files = {
-        path: None if content is None else base64.b64encode(content).decode()
-        for path, content in view.files.items()
-    }
     with (
         open(os.memfd_create("toolkit-agent-output"), "rb") as log,
-        open(os.memfd_create("toolkit-agent-input"), "w+", encoding="utf-8") as given,
+        open(os.memfd_create("toolkit-agent-input"), "w+b") as given,
     ):
         program = {"root": host.root, "argv": list(argv), "env": dict(env), "log": log.fileno()}
-        json.dump({**vars(view), **program, "files": files}, given)
+        marshal.dump({**vars(view), **program, "files": dict(view.files)}, given)
         given.seek(0)
         try:
             child = subprocess.Popen(

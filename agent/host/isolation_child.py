@@ -3,17 +3,17 @@
 Invariant: every mount of the host is read-only before the program starts, so that no write reaches
 the host. This process imports little and starts no thread.
 
-Standard input is JSON: the fields of `isolation.View`, and the program. Standard output is one
-line: `pid N`, with the program's pid as the parent sees it, or `cannot` and the reason.
+Standard input has the fields of `isolation.View`, and the program, as `marshal` writes them.
+Standard output is one line: `pid N`, with the program's pid as the parent sees it, or `cannot` and
+the reason.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import errno
 import fcntl
-import json
+import marshal
 import os
 import re
 import socket
@@ -46,7 +46,7 @@ class _CannotStart(Exception):
 
 def main() -> NoReturn:
     """Start the program of standard input, and wait for its end."""
-    given = json.load(sys.stdin)
+    given = marshal.load(sys.stdin.buffer)  # noqa: S302 - from our parent
     syscalls.call(_PRCTL, _DIE_WITH_PARENT, _KILL)
     try:
         syscalls.call(_UNSHARE, _NEW_NAMESPACES)
@@ -197,7 +197,7 @@ class _Stage:
         for path, source in visible:
             self._show(path, source)
         for path, content in self._given["files"].items():
-            self._put(path, None if content is None else base64.b64decode(content), 0o600)
+            self._put(path, content, 0o600)
         for path in self._given["programs"]:
             if not os.path.lexists(path):
                 self._put(path, b"", 0o755)
