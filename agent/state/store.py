@@ -231,6 +231,8 @@ class Store:
         lock held."""
         for directory in (self.directory, self.path("originals")):
             files.sweep(directory)
+        with contextlib.suppress(OSError):  # older versions kept parsed files, with secrets
+            files.discard(self.path("parsed.json"))
         with contextlib.suppress(Refused):  # an unreadable file is reported where it is needed
             if self.journal() is None:
                 self.prune(self.memory())
@@ -253,6 +255,8 @@ class Store:
         if data is None:
             return None
         try:
+            if isinstance(data["before"], dict):  # older versions had one state
+                data["before"] = [data["before"]]
             for entry in data["entries"]:
                 outside = entry.get("outside")
                 entry["agent"] = self._host.agent_path(entry["host"])
@@ -283,7 +287,10 @@ class Store:
         candidates = (self._load("failed.json") or {}).get("candidates")
         try:
             return {
-                str(mark): Failure(str(item["why"]), float(item["at"]))
+                # Older versions noted only the reason; such a failure is too old to count.
+                str(mark): Failure(item, 0.0)
+                if isinstance(item, str)
+                else Failure(str(item["why"]), float(item["at"]))
                 for mark, item in (candidates or {}).items()
             }
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:

@@ -345,7 +345,7 @@ _JOURNAL = {
     "fingerprint": "f", "twin": "eA==", "barrier": None, "switch": None, "executable": "/usr/bin/x",
     "stuck": ["a", "b"],
 }  # fmt: skip
-_FAILED = {"format": 1, "candidates": {"a": {"why": "x", "at": 1.0}}}
+_FAILED = {"format": 1, "candidates": {"a": {"why": "x", "at": 1.0}, "b": "text"}}
 
 
 def _state_reader(name: str, load: Callable[[Store], object]) -> Callable[[bytes], object]:
