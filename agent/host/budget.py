@@ -162,11 +162,11 @@ def names(directory: str | int, budget: Budget = DIRECTORY) -> list[str]:
     return found
 
 
-def text(path: str, limit: int = 1 << 20) -> str:
+def text(path: str, limit: int = 1 << 20, errors: str = "surrogateescape") -> str:
     """The text of a file of the kernel, of which `limit` characters are read; "" if it cannot be
     read."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8", errors=errors) as file:
             return file.read(limit)
     except OSError:
         return ""

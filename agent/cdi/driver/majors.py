@@ -76,7 +76,8 @@ class Majors:
 
 def read(host: HostRoot) -> Majors:
     """The drivers in the host's /proc/devices and /proc/misc."""
-    return parsed(*(budget.text(host.proc_path(name)) for name in ("devices", "misc")))
+    paths = (host.proc_path("devices"), host.proc_path("misc"))
+    return parsed(*(budget.text(path, errors="replace") for path in paths))
 
 
 def parsed(devices: str, misc: str = "") -> Majors:
