@@ -1,12 +1,14 @@
 """The driver's control nodes in /dev. They are missing if nothing runs nvidia-modprobe.
 
-Invariant: a node with the right numbers is not touched. Major numbers are those that the kernel
-gave the loaded modules. If a node cannot be made there is only a warning, because the driver's own
-tools may make it.
+Invariant: a name shows a node with its final numbers and mode, or what was there before. A node
+with the right numbers is not touched. Major numbers are those that the kernel gave the loaded
+modules. If a node cannot be made there is only a warning, because the driver's own tools may make
+it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -16,12 +18,14 @@ from agent.cdi.driver import driver, majors
 from agent.cdi.driver.majors import Majors
 from agent.cdi.driver.root import DriverRoot
 from agent.errors import reason
-from agent.host import files, mknod
+from agent.host import files, nofollow
 from agent.host.paths import HostRoot
 from agent.log import Log
 from agent.options.settings import Settings
 
 _MODE = 0o666
+_MKNOD = 27  # CAP_MKNOD, capabilities(7)
+_NOT_ONE = "it is no device node; move it away"
 
 # (name, names of the module in /proc/devices, minor number), as in nvidia-container-toolkit 1.20,
 # pkg/system/nvdevices. The module was called nvidia-frontend before 550.
@@ -96,7 +100,7 @@ def _dev_root(settings: Settings, host: HostRoot, root: DriverRoot) -> DriverRoo
 
 def possible(needed: Iterable[MissingNode]) -> tuple[tuple[MissingNode, ...], tuple[str, ...]]:
     """The nodes that can be made, and a warning for each other node."""
-    found = [(item, mknod.obstacle(item.agent)) for item in needed]
+    found = [(item, _obstacle(item.agent)) for item in needed]
     return (
         tuple(item for item, why in found if why is None),
         tuple(item.failure(why) for item, why in found if why is not None),
@@ -110,7 +114,7 @@ def create(needed: tuple[MissingNode, ...], log: Log) -> tuple[str, ...]:
         files.sweep(above, [item.name for item in needed])  # temporary files of a killed process
     for item in needed:
         try:
-            mknod.make(item.agent, item.major, item.minor, _MODE)
+            make_node(item.agent, item.major, item.minor, _MODE)
         except OSError as error:
             log.warning("device node not made", error=item.failure(reason(error)))
             continue
@@ -118,3 +122,63 @@ def create(needed: tuple[MissingNode, ...], log: Log) -> tuple[str, ...]:
     if made:
         log.info("device nodes made", paths=made)
     return tuple(made)
+
+
+def _obstacle(path: str) -> str | None:
+    """Why no node can be made at an agent path, as far as that shows without trying; or None."""
+    try:
+        if not stat.S_ISCHR(os.stat(path, follow_symlinks=False).st_mode):
+            return _NOT_ONE
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return reason(error)
+    if not os.access(os.path.dirname(path), os.W_OK):
+        return "its directory cannot be written"
+    return None if _may_make() else "there is no right to (CAP_MKNOD)"
+
+
+def _may_make() -> bool:
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            rights = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return True  # the attempt will show it
+    return bool(rights >> _MKNOD & 1)
+
+
+def make_node(path: str, major: int, minor: int, mode: int) -> None:
+    """Make a character device at a resolved agent path. Raises OSError.
+
+    It replaces a character device only, never a file, a link or a directory.
+    """
+    with nofollow.open_parent(path) as (directory, base):
+        temporary = files.temporary_name(base)
+        try:
+            found = os.stat(base, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            found = None
+        if found is not None and not stat.S_ISCHR(found.st_mode):
+            raise OSError(_NOT_ONE)
+        numbers = os.makedev(major, minor)
+        os.mknod(temporary, stat.S_IFCHR | 0o600, numbers, dir_fd=directory)
+        try:
+            _set_mode(directory, temporary, numbers, mode)
+            os.rename(temporary, base, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=directory)
+            raise
+
+
+def _set_mode(above: int, name: str, numbers: int, mode: int) -> None:
+    """Give a new node its mode, by its descriptor, because the driver's container can write to /dev
+    of its root and could put a link or another file in the place of the node."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISCHR(found.st_mode) or found.st_rdev != numbers:
+            raise OSError("somebody put something else in its place; look at what is there")
+        os.chmod(f"/proc/self/fd/{fd}", mode)  # fchmod(2) refuses a descriptor of O_PATH
+    finally:
+        os.close(fd)

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.host import files, mknod
+from agent.host import files
+from agent.toolkit import device_nodes
 from tests.tools.beside import beside
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="nodes need root: run tests/run as root")
@@ -126,7 +127,7 @@ def test_swapped_device_node_gets_no_mode(
     """Between mknod and the mode."""
     _after(monkeypatch, "mknod", swapped(secret))
     with pytest.raises(OSError, match="somebody put something else in its place"):
-        mknod.make(str(dev / "nvidiactl"), *_NULL, 0o666)
+        device_nodes.make_node(str(dev / "nvidiactl"), *_NULL, 0o666)
     assert _mode(secret) == 0o600
     assert list(dev.iterdir()) == []
 
@@ -138,7 +139,7 @@ def test_node_swapped_for_another_device_stays_closed(
     os.mknod(tmp_path / "mem", stat.S_IFCHR | 0o600, os.makedev(1, 1))
     _after(monkeypatch, "mknod", _hard_link_to(tmp_path / "mem"))
     with pytest.raises(OSError, match="somebody put something else in its place"):
-        mknod.make(str(dev / "nvidiactl"), *_NULL, 0o666)
+        device_nodes.make_node(str(dev / "nvidiactl"), *_NULL, 0o666)
     assert _mode(tmp_path / "mem") == 0o600
 
 
@@ -146,7 +147,7 @@ def test_removed_device_node_is_an_error(dev: Path, monkeypatch: pytest.MonkeyPa
     """An error, and of the right kind."""
     _after(monkeypatch, "mknod", lambda name, above: os.unlink(name, dir_fd=above))
     with pytest.raises(FileNotFoundError):
-        mknod.make(str(dev / "nvidiactl"), *_NULL, 0o666)
+        device_nodes.make_node(str(dev / "nvidiactl"), *_NULL, 0o666)
 
 
 def test_device_nodes_in_a_race_are_right_or_refused(secret: Path, dev: Path) -> None:
@@ -154,10 +155,10 @@ def test_device_nodes_in_a_race_are_right_or_refused(secret: Path, dev: Path) ->
     with _swapping(dev, _link_to(secret)) as hit:
         for number in range(_TRIES):
             with suppress(OSError):
-                mknod.make(str(dev / f"nvidia{number}"), *_NULL, 0o666)
+                device_nodes.make_node(str(dev / f"nvidia{number}"), *_NULL, 0o666)
     assert hit
     assert _mode(secret) == 0o600
-    mknod.make(str(dev / "right"), *_NULL, 0o666)
+    device_nodes.make_node(str(dev / "right"), *_NULL, 0o666)
     found = (dev / "right").lstat()
     assert (found.st_rdev, stat.S_IMODE(found.st_mode)) == (os.makedev(*_NULL), 0o666)
 

@@ -20,8 +20,9 @@ from typing import Any, Self
 from unittest import mock
 
 from agent import status
-from agent.host import files, mknod, nofollow, trees
+from agent.host import files, nofollow, trees
 from agent.state import store
+from agent.toolkit import device_nodes
 from agent.transaction import file_changes
 
 # What a kernel can refuse. `path.exists` and its like answer False for an error: no failure.
@@ -34,7 +35,7 @@ _ALLOCATING = frozenset({"write", "mkdir"})
 _CHANGING = frozenset(
     "link symlink write rename exchange unlink mkdir rmdir chmod fchmod fchown mknod".split()
 )
-_MODULES = (files, mknod, trees, store, file_changes, status)
+_MODULES = (files, device_nodes, trees, store, file_changes, status)
 
 CODES = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EPERM)
 

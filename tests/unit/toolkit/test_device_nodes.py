@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from agent.cdi.driver import majors
-from agent.host import mknod
 from agent.plan.context import Context
 from agent.toolkit import device_nodes
 from agent.toolkit.device_nodes import MissingNode, control_nodes
@@ -86,7 +85,7 @@ def test_node_gets_its_mode_and_replaces_another_one(
         os.mknod(dev / "nvidiactl", before[0], os.makedev(*before[1:]))
     mask = os.umask(0o077)
     try:
-        mknod.make(str(dev / "nvidiactl"), 195, 255, 0o666)
+        device_nodes.make_node(str(dev / "nvidiactl"), 195, 255, 0o666)
     finally:
         os.umask(mask)
     assert looks(dev) == {"nvidiactl": _RIGHT}
@@ -109,7 +108,7 @@ def test_anything_else_stays(dev: Path, kind: str) -> None:
             os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(195, 255))
     before = looks(dev)
     with pytest.raises(OSError, match="no device node"):
-        mknod.make(str(path), 195, 255, 0o666)
+        device_nodes.make_node(str(path), 195, 255, 0o666)
     assert looks(dev) == before
 
 
@@ -126,13 +125,13 @@ def test_failure_leaves_what_was_there(dev: Path, code: int, there: bool) -> Non
         return looks(dev)
 
     fresh()
-    calls = count(lambda: mknod.make(str(path), 195, 255, 0o666))
+    calls = count(lambda: device_nodes.make_node(str(path), 195, 255, 0o666))
     assert calls >= 4
     for at in range(1, calls + 1):
         before = fresh()
         faults = Faults.failing(at, code)
         with faults.installed(), pytest.raises(OSError, match=os.strerror(code)):
-            mknod.make(str(path), 195, 255, 0o666)
+            device_nodes.make_node(str(path), 195, 255, 0o666)
         assert looks(dev) == before, faults.calls
 
 
