@@ -24,8 +24,10 @@ from agent.cli.base import (
     complete_file,
     emit,
     output_option,
+    reports,
     settings_of,
     timeout_option,
+    until_ready,
     usage_error,
     wait_lock_option,
     with_lock,
@@ -158,7 +160,6 @@ def status(
     """
     import time
 
-    from agent.cli import watch
     from agent.cli.render import status as render_status
     from agent.plan.context import reading_context
     from agent.reports.node import Report, report
@@ -177,11 +178,11 @@ def status(
     words = "waiting until the node is ready" if waiting else "looking at the node"
     with _progress(settings, words) as log:
         seconds = 0 if not waiting else math.inf if timeout is None else timeout
-        first = watch.until_ready(watch.reports(look, time.monotonic, time.sleep, seconds))
+        first = until_ready(reports(look, time.monotonic, time.sleep, seconds))
     show(first)
     if watching:
         with contextlib.suppress(KeyboardInterrupt):
-            for later in watch.reports(look, time.monotonic, time.sleep):
+            for later in reports(look, time.monotonic, time.sleep):
                 show(later)
     elif not first.ready:
         raise SystemExit(1)
@@ -210,7 +211,7 @@ def doctor(output: str, bundle: str | None, **given: str | None) -> None:
     from agent.reports.node import report
 
     settings = settings_of(given)
-    ctx = reading_context(settings, _log(settings))
+    ctx = reading_context(settings, _log(settings, warn=False))
     with progress.showing(Silent(), "looking at the node"):
         node_report = report(ctx)
         diagnosis = diagnose(Node(ctx, node_report))
@@ -323,10 +324,7 @@ def _context(
     from agent.plan.context import open_context
 
     settings = settings_of(given, entry)
-    log = _log(settings)
-    if warn:
-        _warn_of_options(settings, log)
-    return open_context(settings, log)
+    return open_context(settings, _log(settings, warn=warn))
 
 
 @contextlib.contextmanager
@@ -334,15 +332,8 @@ def _progress(settings: Settings, words: str) -> Iterator[Log]:
     """The log of a command that shows its result at the end. `words` describe its first step."""
     from agent.cli import progress
 
-    log = _log(settings)
-    _warn_of_options(settings, log)
-    with progress.showing(log, words, debug=settings.debug) as progress_log:
+    with progress.showing(_log(settings), words, debug=settings.debug) as progress_log:
         yield progress_log
-
-
-def _warn_of_options(settings: Settings, log: Log) -> None:
-    for text in settings.warnings:
-        log.warning("warning of the options", text=text)
 
 
 def _writing(ctx: Context) -> Context:
@@ -359,14 +350,17 @@ def _writing(ctx: Context) -> Context:
     return ctx
 
 
-def _log(settings: Settings) -> StderrLog:
-    """The log of a command. With --debug, its first line has the options that were given."""
+def _log(settings: Settings, *, warn: bool = True) -> StderrLog:
+    """The log of a command. With --debug, its first line has the options that were given. With
+    `warn`, the warnings of the options follow."""
     from agent.log import StderrLog
 
     log = StderrLog(debug=settings.debug)
     given = {name: origin for name, origin in settings.origins.items() if origin != "default"}
     log.debug("options", **{name: f"{getattr(settings, name, None)} ({origin})"
                             for name, origin in given.items()})  # fmt: skip
+    for text in settings.warnings if warn else ():
+        log.warning("warning of the options", text=text)
     return log
 
 

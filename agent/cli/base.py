@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from agent.options.option import Option, Topic
     from agent.options.settings import Entry, Settings
     from agent.plan.context import Context
+    from agent.reports.node import Report
 
 _Result = TypeVar("_Result")
 _Command = TypeVar("_Command")
@@ -35,6 +36,8 @@ _Command = TypeVar("_Command")
 _COLOR, _ALL_OPTIONS = "agent.color", "agent.every"
 
 _LOCK_POLL = 0.5  # seconds between two tries to take the lock
+_LOOK_PAUSE = 2.0  # the shortest pause between two reports, in seconds
+_LOOK_SHARE = 10  # the same, in multiples of the time for a report, which can need a trial start
 _EVER = "for ever"  # the value of --wait-lock without a duration
 
 
@@ -330,3 +333,29 @@ def with_lock(ctx: Context, seconds: float | None, work: Callable[[], _Result]) 
                 ctx.log.info("waiting for the lock", reason=error.message)
             waits = True
         ctx.sleep(_LOCK_POLL)
+
+
+def reports(
+    look: Callable[[], Report],
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    seconds: float = math.inf,
+) -> Iterator[Report]:
+    """Reports by `look`, with pauses, for `seconds`. The last report is made at the end of that
+    time; with 0 seconds it is the only one."""
+    end = clock() + seconds
+    while True:
+        start = clock()
+        yield look()
+        now = clock()
+        if now >= end:
+            return
+        sleep(min(max(_LOOK_PAUSE, _LOOK_SHARE * (now - start)), end - now))
+
+
+def until_ready(all_reports: Iterator[Report]) -> Report:
+    """The first report in which the node is ready, else the last one."""
+    report = next(all_reports)
+    while not report.ready and (later := next(all_reports, None)):
+        report = later
+    return report

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, cast
 
-from agent.cli import watch
+from agent.cli import base
 from agent.reports.node import Report
 
 
@@ -43,7 +43,7 @@ def reports(clock: Clock, *ready: bool, takes: float = 0.0) -> Any:
 
 def waited(clock: Clock, look: Any, seconds: float = math.inf) -> Report:
     """What `status --wait` shows."""
-    return watch.until_ready(watch.reports(look, clock, clock.sleep, seconds))
+    return base.until_ready(base.reports(look, clock, clock.sleep, seconds))
 
 
 def test_wait_ends_when_the_node_is_ready() -> None:
@@ -71,5 +71,5 @@ def test_timeout_of_zero_looks_once() -> None:
 def test_slow_looks_are_rare() -> None:
     """A look that starts the runtime once is not made all the time."""
     clock = Clock()
-    found = watch.reports(reports(clock, False, False, takes=1.0), clock, clock.sleep)
+    found = base.reports(reports(clock, False, False, takes=1.0), clock, clock.sleep)
     assert [clock.now for _, _ in zip(range(2), found, strict=False)] == [1.0, 12.0]
