@@ -16,14 +16,10 @@ from typing import NoReturn
 from agent import status
 from agent.daemon import pid_file, supervisor
 from agent.errors import Refused, reason
+from agent.host import own_process
 from agent.plan.context import Context
 from agent.transaction import stand_aside
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-# `-m agent` would put the working directory first on the path. This package is found where it is,
-# installed or not.
-_CHILD = "import sys; sys.path.append(sys.argv.pop(1)); from agent.cli import main; main()"
 COMMAND = "converge-child"
 
 
@@ -51,7 +47,7 @@ def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
         os.set_inheritable(number, True)
         held = f"{number}:{path}"
     child = [
-        sys.executable, "-P", "-c", _CHILD, _ROOT, COMMAND, f"--lock-fd={fd}",
+        *own_process.command("agent.cli"), COMMAND, f"--lock-fd={fd}",
         f"--logged-fd={logged}", f"--since={since}", f"--entry={ctx.settings.entry}", *options,
     ]  # fmt: skip
     deadline = 2 * ctx.settings.proof_timeout + 300

@@ -13,16 +13,11 @@ import marshal
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from agent.host import own_process
 from agent.host.paths import HostRoot
-
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_CHILD = (
-    "import sys; sys.path.append(sys.argv[1]); from agent.host.isolation_child import main; main()"
-)
 
 _MOST_OUTPUT = 1 << 20  # bytes of output that are read
 
@@ -93,7 +88,7 @@ def start(
         given.seek(0)
         try:
             child = subprocess.Popen(
-                [sys.executable, "-P", "-S", "-c", _CHILD, _ROOT],
+                own_process.command("agent.host.isolation_child", "-S"),
                 stdin=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

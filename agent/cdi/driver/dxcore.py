@@ -16,13 +16,8 @@ import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
-from agent.host import budget
+from agent.host import budget, own_process
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# As in agent.cdi.driver.nvml: modules are imported from our own directory only.
-_CHILD = (
-    "import sys; sys.path.append(sys.argv.pop(1)); from agent.cdi.driver.dxcore import main; main()"
-)
 _TIMEOUT = 30.0  # seconds
 _MOST = 64  # adapters; all their paths fit into a pipe
 _PATH = 260  # characters
@@ -43,7 +38,7 @@ class Stores:
 def ask(fd: int, timeout: float = _TIMEOUT) -> Stores:
     """The answer of the libdxcore behind the descriptor `fd`; `timeout` is in seconds. Never raises
     OSError."""
-    words = [sys.executable, "-P", "-c", _CHILD, _ROOT, str(fd)]
+    words = [*own_process.command("agent.cdi.driver.dxcore"), str(fd)]
     try:
         done = subprocess.run(
             words, pass_fds=(fd,), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

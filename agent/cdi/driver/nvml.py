@@ -18,18 +18,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import DriverFailed, Refused
-from agent.host import budget
+from agent.host import budget, own_process
 
 if TYPE_CHECKING:
     from agent.cdi.driver.root import DriverRoot
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-# As in agent.daemon.start: modules are imported from our own directory, never from the working one.
-_CHILD = (
-    "import sys; sys.path.append(sys.argv.pop(1)); "
-    "from agent.cdi.driver.nvml_child import main; main()"
-)
 TIMEOUT = 60.0  # seconds; eight GPUs without nvidia-persistenced took twenty
 
 # Models that drive a display, and cannot compute.
@@ -96,16 +89,14 @@ def is_integrated_model(model: str) -> bool:
     return any(word in model for word in _INTEGRATED)
 
 
-def ask(
-    library: Library, timeout: float = TIMEOUT, clock: Callable[[], float] = time.monotonic
-) -> Answer:
+def ask(library: Library, timeout: float = TIMEOUT) -> Answer:
     """The GPUs that NVML lists, from a child process that gets `timeout` seconds. Raises
     DriverFailed if the library crashes or hangs, or if no child can be started."""
     reader, writer = os.pipe()
     try:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-c", _CHILD, _ROOT, library.name, str(library.fd), str(writer),
-             str(timeout)],
+            [*own_process.command("agent.cdi.driver.nvml_child"), library.name, str(library.fd),
+             str(writer), str(timeout)],
             pass_fds=(library.fd, writer), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, cwd="/",
         )  # fmt: skip
@@ -117,7 +108,7 @@ def ask(
     finally:
         os.close(writer)
     try:
-        data = _read(reader, clock() + timeout, clock)
+        data = _read(reader, time.monotonic() + timeout)
         if data is None:
             child.kill()
     finally:
@@ -154,12 +145,12 @@ def ask_in(root: DriverRoot, path: str, how: AskNvml | None = None) -> Answer:
         return (how or ask)(Library(file.path.agent, file.fd))
 
 
-def _read(reader: int, deadline: float, clock: Callable[[], float]) -> bytes | None:
+def _read(reader: int, deadline: float) -> bytes | None:
     """All data up to the end of the pipe; None if the deadline passes first."""
     parts: list[bytes] = []
     poll = select.poll()
     poll.register(reader, select.POLLIN)
-    while (left := deadline - clock()) > 0:
+    while (left := deadline - time.monotonic()) > 0:
         if not poll.poll(left * 1000):
             continue
         part = os.read(reader, 65536)
