@@ -181,14 +181,12 @@ class Loop:
         converge: "Callable[[], tuple[int, tuple[bytes, ...] | None]]",
         wait: "Callable[[float], None]",
         requests: Requests,
-        clock: "Callable[[], float]" = time.monotonic,
-        look: "Callable[[Iterable[bytes]], dict[bytes, object]]" = signatures,
     ) -> None:
         self.converge = converge
         self.wait = wait
         self.requests = requests
-        self.clock = clock
-        self.look = look
+        self.clock = time.monotonic
+        self.look = signatures
         self.code = 0
         self.seen: dict[bytes, object] = {}  # signatures after the last convergence
         self.changes = 0.0  # convergences in a row during which a watched path changed

@@ -37,7 +37,9 @@ class World:
 
     def keep(self) -> int:
         """Run to the end; gives the exit code."""
-        return Loop(self.converge, self.wait, self.requests, lambda: self.now, self.look).run(600)
+        loop = Loop(self.converge, self.wait, self.requests)
+        loop.clock, loop.look = (lambda: self.now), self.look
+        return loop.run(600)
 
     def converge(self) -> tuple[int, tuple[bytes, ...] | None]:
         self.runs.append(self.now)
