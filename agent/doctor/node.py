@@ -18,12 +18,12 @@ from agent.doctor import surroundings
 from agent.doctor.surroundings import Driver, Kubelet, Plugin
 from agent.doctor.toolkit import Toolkit
 from agent.errors import AgentError
-from agent.plan import garbled_files, in_force, propose
+from agent.plan import garbled_files, in_force
 from agent.plan.context import Context
 from agent.reports import specs as reports
 from agent.reports.node import Report
 from agent.reports.specs import Inventory
-from agent.runtimes import find, registry
+from agent.runtimes import find, registry, trial
 from agent.runtimes.base import ConfiguredRuntime, Runtime
 from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.desired_state import LINUX, Effective, is_nvidia, programs_of
@@ -184,8 +184,9 @@ class Node:
     @cached_property
     def start_failure(self) -> str:
         """Why a trial start of the runtime fails; "" if it succeeds, or if no trial is possible."""
-        trial = self.ctx.start_trial
-        return value_or_none(lambda: propose.start_failure(trial, self.configured)) or ""
+        start = self.ctx.start_trial
+        found = value_or_none(lambda: trial.start_on_present(self.configured, start))
+        return found.failure if found else ""
 
     @cached_property
     def dormant(self) -> str:

@@ -12,11 +12,10 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from agent.cdi.driver.driver import DRIVER_CONTAINER
 from agent.cri import process
-from agent.cri.client import Answer
 from agent.cri.process import Process
 from agent.decide import DEFAULT_DIRS
 from agent.errors import Refused
@@ -24,7 +23,7 @@ from agent.host import trees, trust
 from agent.host.paths import HostRoot, open_host_root
 from agent.log import Log, Silent
 from agent.options.settings import Settings
-from agent.runtimes import registry, restart
+from agent.runtimes import registry, restart, trial
 from agent.runtimes.base import Endpoint
 from agent.runtimes.proof import Identity, Probe
 from agent.runtimes.restart import Restart
@@ -33,18 +32,7 @@ from agent.status import Publisher
 from agent.systemd import reach as systemd
 from agent.systemd.units import Systemd, SystemdError, Unit
 
-if TYPE_CHECKING:
-    from agent.runtimes.trial import Launch, Result
-
 Reach: TypeAlias = Callable[[HostRoot, str], tuple[Systemd, Unit]]
-StartTrial: TypeAlias = "Callable[[HostRoot, Launch, Callable[[Answer], list[str]]], Result]"
-
-
-def _start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], list[str]]) -> Result:
-    """`trial.start_once`; the module is loaded only if a restart is due."""
-    from agent.runtimes import trial
-
-    return trial.start_once(host, launch, problems)
 
 
 @dataclass(frozen=True)
@@ -71,7 +59,7 @@ class Context:
     uptime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
     choose_restart: Callable[[str, Process | None, HostRoot, str], Restart] = restart.choose
     reach: Reach = systemd.reach
-    start_trial: StartTrial = _start_once
+    start_trial: trial.Start = trial.start_once
     lock_fd: int | None = None
     retry: bool = False
     restart_after: float = 0.0

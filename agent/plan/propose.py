@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from agent.cdi.driver import driver
 from agent.cdi.driver.known_gpus import KnownGpus
@@ -19,22 +18,19 @@ from agent.errors import AgentError, CandidateFailed, Refused, TrialFailed
 from agent.host.files import Change
 from agent.plan import in_force, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.candidate import known_failure, loaded_digest
-from agent.plan.context import Context, StartTrial
+from agent.plan.context import Context
 from agent.plan.observe import Observation, observe
 from agent.plan.toolkit_users import ChangedNode, MovedToolkit
-from agent.runtimes import find, low_level, registry
+from agent.runtimes import find, low_level, registry, trial
 from agent.runtimes.base import CannotSwitch, ConfiguredRuntime, EditRequest, Edits, Runtime
-from agent.runtimes.config_file import ConfigFile
 from agent.runtimes.desired_state import Desired
 from agent.runtimes.preflight import Candidate, Preflight
 from agent.runtimes.restart import Restart
+from agent.runtimes.trial import Trial
 from agent.state.store import Memory, current_memory
 from agent.status import is_publishable
 from agent.toolkit import device_nodes, install, programs
 from agent.toolkit.device_nodes import MissingNode
-
-if TYPE_CHECKING:
-    from agent.runtimes.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -365,7 +361,7 @@ class _Proposer:
         hazard = node.restart_hazard(edits.files)
         if hazard is not None and draft.restart is None:
             warnings.append(hazard.later)
-        checked = trial = None
+        checked = tried = None
         if not draft.is_configured:
             names = tuple(edits.desired.handlers)
             ours = (*names, *edits.desired.absent)
@@ -377,15 +373,13 @@ class _Proposer:
             if not ctx.retry:
                 blocked = known_failure(host, ctx.store, node, edits, ctx.wall())
             if blocked is None:
-                unloaded = in_force.first_unloaded(self._memory, node, ctx.wall)
-                trial = trial_verdict(
-                    ctx.start_trial, node, edits.changes, edits.desired, "apply", unloaded
+                tried = trial_verdict(
+                    ctx, self._memory, node, edits.changes, edits.desired, "apply"
                 )
-                blocked = trial.refusal
-                note = trial.warning if trial.done else f"not tried: {trial.note}"
-                warnings += [note] if note and blocked is None else []
+                blocked = tried.refusal
+                warnings += tried.warnings
         return replace(
-            draft, preflight=checked, warnings=tuple(warnings), blocked=blocked, trial=trial
+            draft, preflight=checked, warnings=tuple(warnings), blocked=blocked, trial=tried
         )
 
 
@@ -401,24 +395,15 @@ def _unpublishable(key: str, path: str | None, option: str) -> str | None:
 
 
 def trial_verdict(
-    start_trial: StartTrial, node: ConfiguredRuntime,
-    changes: tuple[Change, ...], desired: Desired, purpose: str, unloaded: ConfigFile | None,
+    ctx: Context, memory: Memory, node: ConfiguredRuntime,
+    changes: tuple[Change, ...], desired: Desired, purpose: str,
 ) -> Trial:  # fmt: skip
-    """The verdict of a trial start on the files after these changes. `unloaded` is a file that the
-    running runtime has not loaded, or None. With such a file, the verdict is a refusal if no trial
-    start is possible. `purpose` is "apply" or "revert"."""
-    from agent.runtimes import trial  # loaded only if a restart is due
-
+    """The verdict of a trial start on the files after these changes. If no trial start is possible
+    and the running runtime has not loaded one of its files, the verdict is a refusal. `purpose` is
+    "apply" or "revert"."""
+    unloaded = in_force.first_unloaded(memory, node, ctx.wall)
     warn = unloaded is not None
-    verdict = trial.judge(node, desired, changes, purpose, start_trial, warn=warn)
-    if unloaded is None or verdict.refusal is not None or verdict.done:
+    verdict = trial.judge(node, desired, changes, purpose, ctx.start_trial, warn=warn)
+    if unloaded is None or verdict.done:
         return verdict
     return replace(verdict, refusal=in_force.refusal(unloaded, purpose, verdict.note))
-
-
-def start_failure(start_trial: StartTrial, node: ConfiguredRuntime) -> str:
-    """The reason why the runtime does not start on its present files; "" if it starts, or if no
-    trial start is possible."""
-    from agent.runtimes import trial  # needed only if something failed
-
-    return trial.start_on_present(node, start_trial).failure

@@ -15,16 +15,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from agent.errors import Refused
 from agent.host import budget
 from agent.host.paths import HostRoot
-from agent.toml import document
+from agent.toml import document, masking
 from agent.toml.document import Data
-
-if TYPE_CHECKING:
-    from agent.toml.masking import Source
+from agent.toml.masking import Source
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -135,8 +132,6 @@ def dump(
     if done.code is None:
         return Dump(None, f"{executable}: {done.error}")
     if done.code != 0:
-        from agent.toml import masking  # needed only if something failed
-
         # chroot(1) itself ends with 125 to 127: the executable was not run at all.
         *_, last = done.error.strip().splitlines() or [""]
         message = (entry(last) or {}).get("msg", "")

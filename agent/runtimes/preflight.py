@@ -19,6 +19,7 @@ from agent.runtimes.config_file import ConfigFile, Files
 from agent.runtimes.desired_state import leaves
 from agent.toml import document
 from agent.toml.document import Data, Path, deep_merge
+from agent.toml.masking import safe_path
 from agent.toml.ops import identical
 
 UNKNOWN = "the runtime's executable is not known; give --executable-path"
@@ -126,8 +127,6 @@ def require_harmless(
         raise unread_refusal(file, why)
     difference = first_difference(ours(with_it.data), ours(without.data))
     if difference is not None:
-        from agent.toml.masking import safe_path  # needed only if something failed
-
         raise unread_refusal(file, f"it sets {safe_path(difference)}, as {executable} shows")
 
 

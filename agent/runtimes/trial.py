@@ -18,7 +18,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from agent.cri import process
 from agent.cri.client import Answer, Unimplemented
@@ -33,10 +32,8 @@ from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.config_file import ConfigFile, is_hook
 from agent.runtimes.desired_state import Desired
 from agent.runtimes.preflight import UNKNOWN
-from agent.toml import document
-
-if TYPE_CHECKING:
-    from agent.toml.masking import Source
+from agent.toml import document, masking
+from agent.toml.masking import Source
 
 _TIMEOUT = 15.0  # seconds for one start; real ones take 0.1 to 0.4 (observed)
 _PAUSE = 0.02  # seconds between two questions
@@ -66,8 +63,6 @@ class Launch:
     def explain(self, output: str) -> str:
         """The reason in the output why the runtime does not serve the CRI, with the values of its
         files masked."""
-        from agent.toml import masking  # needed only if something failed
-
         return masking.masked_with_keys(
             self.reason(output), self.sources, (self.argv[0], self.socket)
         )
@@ -92,6 +87,12 @@ class Trial:
     note: str
     refusal: Refused | None = None
     warning: str = ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person has to know of a restart that is allowed."""
+        found = self.warning if self.done else f"not tried: {self.note}"
+        return (found,) if found and self.refusal is None else ()
 
 
 Start = Callable[[HostRoot, Launch, Callable[[Answer], list[str]]], Result]
@@ -139,7 +140,7 @@ def judge(
 
 
 def start_on_present(node: ConfiguredRuntime, start: Start) -> Result:
-    """The result of a trial start on the present files."""
+    """The result of a trial start on the present files; it has no failure if none is possible."""
     if node.executable is None:
         return Result(impossible=UNKNOWN)
     return start(node.host, node.launch(node.executable, Desired({}), {}), lambda _: [])
@@ -158,8 +159,6 @@ def work_directory(host: HostRoot, writable: tuple[str, ...], needed: Iterable[s
 def sources(loaded: Iterable[ConfigFile], files: Mapping[str, bytes | None]) -> tuple[Source, ...]:
     """The files that a runtime reads during a trial, as sources for masking: `loaded`, with `files`
     (contents by host path, None if removed) in their places."""
-    from agent.toml.masking import Source
-
     found = {file.path.host: file.source for file in loaded}
     for name, data in files.items():
         found.pop(name, None)
@@ -178,18 +177,12 @@ def environment(running: Process | None) -> dict[str, str]:
     return {"PATH": command.PATH, **found}
 
 
-def start_once(
-    host: HostRoot,
-    launch: Launch,
-    problems: Callable[[Answer], list[str]],
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Result:
+def start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], list[str]]) -> Result:
     """Start the runtime in namespaces, ask it until it is ready (15 s at most), and end it.
     `problems` returns the differences between an answer and the desired state."""
     try:
         with isolation.start(host, launch.argv, launch.env, launch.view) as program:
-            failure = _failure(program, launch, problems, clock() + _TIMEOUT, clock, sleep)
+            failure = _failure(program, launch, problems)
             output = program.output()
     except CannotIsolate as error:
         return Result(impossible=str(error))
@@ -201,28 +194,22 @@ def start_once(
 
 
 def _failure(
-    program: isolation.IsolatedProgram,
-    launch: Launch,
-    problems: Callable[[Answer], list[str]],
-    end: float,
-    clock: Callable[[], float],
-    sleep: Callable[[float], None],
+    program: isolation.IsolatedProgram, launch: Launch, problems: Callable[[Answer], list[str]]
 ) -> str | None:
-    """The fault of the started runtime, "" if there is none, None if it did not answer before
-    `end`."""
-    socket = program.path(launch.socket)
+    """The fault of the started runtime, "" if there is none, None if it did not answer in time."""
+    socket, end = program.path(launch.socket), time.monotonic() + _TIMEOUT
     while True:
         ended = program.has_ended()
         try:
             answer = registry.ask(socket, launch.socket, timeout=5.0)
             wrong = problems(answer) if answer.ready else ["RuntimeReady is false"]
-            if answer.ready or clock() >= end:
+            if answer.ready or time.monotonic() >= end:
                 return "; ".join(wrong)
         except Unimplemented:
             return launch.explain(program.output()) or "it does not serve the CRI"
         except Unreachable:
             if ended:
                 return launch.explain(program.output()) or "it ends at once"
-        if clock() >= end:
+        if time.monotonic() >= end:
             return None
-        sleep(_PAUSE)
+        time.sleep(_PAUSE)

@@ -20,8 +20,7 @@ from agent.host.files import Change
 from agent.host.paths import HostPath
 from agent.log import TransactionLog, process_transaction
 from agent.plan.context import Context, best_effort
-from agent.plan.propose import start_failure
-from agent.runtimes import registry
+from agent.runtimes import registry, trial
 from agent.runtimes.base import ConfiguredRuntime, Endpoint
 from agent.runtimes.desired_state import OUR_NAMES, Desired
 from agent.runtimes.proof import Identity, NotProven, prove
@@ -379,7 +378,7 @@ class Transaction:
         journal, so that the runtime is not restarted again before a file or its executable has
         changed. Somebody may start it meanwhile."""
         state = str(undone) or "its files are as before"
-        if node and (why := start_failure(self.ctx.start_trial, node)):
+        if node and (why := trial.start_on_present(node, self.ctx.start_trial).failure):
             state = f"the original files do not load ({why}): repair them; {state}"
         text = (
             f"cannot bring the runtime back: {error}; {state}; start it by hand and look in its log"

@@ -20,8 +20,6 @@ from agent.state.store import Memory, Original, Store
 from agent.toml import document
 from agent.toml.document import Data, Op, Path, Set, Unset
 
-_STUB = b"# Emptied by toolkit-agent: another file imports this one by name.\n"
-
 
 def changes(
     host: HostRoot, store: Store, node: ConfiguredRuntime, memory: Memory, *, keep_edits: bool

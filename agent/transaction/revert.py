@@ -16,7 +16,7 @@ from agent.decide import DEFAULT_DIRS
 from agent.errors import AgentError, Locked, Refused, Unreachable
 from agent.host import files
 from agent.host.files import Change
-from agent.plan import garbled_files, in_force, obstacles, own_specs, pod_guard, toolkit_users
+from agent.plan import garbled_files, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.context import Context
 from agent.plan.propose import trial_verdict
 from agent.runtimes import find, registry
@@ -218,7 +218,10 @@ class _Revert:
         if not checked.done:
             notes.append(f"not pre-flighted: {checked.note}")
         if restart is not None:
-            notes += self._trial_notes(changes, desired)
+            tried = trial_verdict(ctx, self._memory, node, changes, desired, "revert")
+            if tried.refusal is not None:
+                raise tried.refusal
+            notes += tried.warnings
         return change.Request(
             purpose="revert",
             node=node,
@@ -247,17 +250,6 @@ class _Revert:
                 "our handlers until its next restart"
             )
         return is_root_gone, notes
-
-    def _trial_notes(self, changes: tuple[Change, ...], desired: Desired) -> list[str]:
-        """The notes of a trial start on the files after `changes`. Raises Refused if the runtime
-        would not start again."""
-        ctx = self._ctx
-        unloaded = in_force.first_unloaded(self._memory, self._node, ctx.wall)
-        trial = trial_verdict(ctx.start_trial, self._node, changes, desired, "revert", unloaded)
-        if trial.refusal is not None:
-            raise trial.refusal
-        note = trial.warning if trial.done else f"not tried: {trial.note}"
-        return [note] if note else []
 
     @functools.cached_property
     def _runtime(self) -> Runtime:

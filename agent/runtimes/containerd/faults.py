@@ -29,9 +29,10 @@ from agent.runtimes.desired_state import (
     is_sandbox,
     leaves,
 )
-from agent.toml import dialect, document
+from agent.toml import dialect, document, scan
 from agent.toml.dialect import GO_TOML_1, GO_TOML_2
 from agent.toml.document import Data, Path, get
+from agent.toml.masking import masked
 from agent.toolkit.programs import is_nvidia
 
 _LISTS = ("disabled_plugins", "required_plugins")
@@ -63,8 +64,6 @@ def misplaced_version(files: Files) -> Defect | None:
         given = file.data.get("plugins", {})
         if file.version is not None or file.state is None or not {CRI_V2, CRI_V3} & given.keys():
             continue
-        from agent.toml import scan  # needed only if something is amiss
-
         text = document.decoded(file.state.data, file.path.host)
         with contextlib.suppress(scan.Unreadable):
             for one in scan.statements(text):
@@ -191,8 +190,6 @@ def _short_names(gen: Generation, files: Files) -> Iterator[str]:
             lists += [("plugins", name) for name in file.data.get("plugins", {})]
         for key, entry in lists:
             if "." not in _uri(gen, file, entry):
-                from agent.toml.masking import masked  # needed only if something is at fault
-
                 name = masked(repr(entry))  # the entry can be any text, also a secret
                 yield f"{file.path} has {name} in {key}, which is no full name of a plugin"
 

@@ -97,11 +97,6 @@ def cri_name(gen: Generation, files: Files) -> str:
     return CRI_V3 if gen.merge == "deep" else gen.names[version_of(gen, files)][0]
 
 
-def cri_section(gen: Generation, files: Files) -> Data:
-    """The merged CRI section of all files, without built-in defaults."""
-    return _table(plugins(gen, files).get(cri_name(gen, files)))
-
-
 def _renamed(gen: Generation, file: ConfigFile) -> Data:
     """The plugin sections of a file, with long names in place of short ones if this generation
     renames them."""

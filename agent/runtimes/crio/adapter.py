@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from agent.cri.client import Answer
 from agent.cri.process import Process
@@ -31,14 +30,12 @@ from agent.runtimes.base import (
     RuntimeAdapter,
 )
 from agent.runtimes.config_file import ConfigFile, Files, Overlay
-from agent.runtimes.crio import command_line, edit, hook, load, merge
+from agent.runtimes.crio import command_line, edit, hook, load, merge, preflight, trial
 from agent.runtimes.crio.merge import Overrides, Rules, Setting
 from agent.runtimes.desired_state import Desired, Effective, own_keys, same_value
-from agent.runtimes.preflight import Candidate, Preflight, first_unread, unread_warnings
+from agent.runtimes.preflight import Candidate, Preflight, unread_warnings
+from agent.runtimes.trial import Launch
 from agent.toml.document import Data, Path, get
-
-if TYPE_CHECKING:
-    from agent.runtimes.trial import Launch
 
 _OURS = "99-nvidia.conf"
 _HANDLER = "io.kubernetes.cri-o.RuntimeHandler"
@@ -99,10 +96,7 @@ class Crio(RuntimeAdapter):
             hooks_later=later,
             overlay=overlay or {},
         )
-        if first_unread(node.files):
-            from agent.runtimes.crio import preflight  # its executable is run
-
-            preflight.require_harmless(node)
+        preflight.require_harmless(node)
         return node
 
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
@@ -212,15 +206,11 @@ class CrioNode(ConfiguredRuntime):
         return found, (*unread_warnings(self.files), *edit.warnings(self, request, found))
 
     def preflight(self, candidate: Candidate) -> Preflight:
-        from agent.runtimes.crio import preflight  # only if something changes
-
         return preflight.check(self, candidate)
 
     def launch(
         self, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
-        from agent.runtimes.crio import trial  # only if something changes
-
         return trial.launch(self, executable, desired, files)
 
     def restart_hazard(self, files: Files) -> RestartHazard | None:
