@@ -17,17 +17,13 @@ from typing import Any
 
 from agent import __version__
 from agent.errors import CandidateFailed, Refused
-from agent.host import files
 from agent.host.paths import HostRoot
 from agent.runtimes.base import ConfiguredRuntime, Edits, Runtime
 from agent.runtimes.config_file import ConfigFile
 from agent.state.store import Store
+from agent.systemd.units import unit_files
 
 _DAY = 86400.0  # seconds
-_UNIT_DIRECTORIES = (
-    "/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system",
-    "/usr/lib/systemd/system", "/lib/systemd/system",
-)  # fmt: skip
 
 
 def known_failure(
@@ -61,7 +57,7 @@ def fingerprint(host: HostRoot, node: ConfiguredRuntime, edits: Edits) -> str:
     ]
     named = {path for file in edits.files for path in _paths(file.data)}
     unit = running.unit if running else None
-    places = sorted({*named, *_unit_files(host, unit), node.executable or ""})
+    places = sorted({*named, *unit_files(host, unit), node.executable or ""})
     parts = (
         __version__,
         changed,
@@ -83,17 +79,6 @@ def _paths(data: Any) -> Iterator[str]:
             yield from _paths(value)
     elif isinstance(data, str) and data.startswith("/") and "\0" not in data:
         yield data
-
-
-def _unit_files(host: HostRoot, unit: str | None) -> Iterator[str]:
-    for directory in _UNIT_DIRECTORIES if unit else ():
-        yield f"{directory}/{unit}"
-        try:
-            names = files.names(host.resolve(f"{directory}/{unit}.d").agent)
-        except (OSError, Refused):
-            continue
-        for name in names:
-            yield f"{directory}/{unit}.d/{name}"
 
 
 def _file_identity(host: HostRoot, path: str) -> tuple[int, ...] | None:

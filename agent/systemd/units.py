@@ -6,10 +6,15 @@ limit first, and is over when its job is over, by D-Bus as well as by systemctl.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
+
+from agent.errors import Refused
+from agent.host import files
+from agent.host.paths import HostRoot
 
 RESTART_TIMEOUT = 120.0  # seconds; systemd's own stop timeout is 90
 # Properties of a unit: systemd restarts the units in them along with it.
@@ -17,6 +22,12 @@ CARRIES = ("RequiredBy", "BoundBy", "ConsistsOf")
 
 # Properties of a unit: systemd stops the units in them along with it.
 STOPS = (*CARRIES, "PropagatesStopTo")
+
+# Where units are, the place that wins first.
+_DIRECTORIES = (
+    "/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system", "/lib/systemd/system",
+)  # fmt: skip
 
 UP = ("active", "reloading", "refreshing")
 _MOST = 64  # dependent units that are looked at
@@ -30,6 +41,16 @@ def masked_message(text: str) -> str:
     from agent.toml.masking import masked  # needed only if something failed
 
     return masked(text, _UNIT.findall(text))
+
+
+def unit_files(host: HostRoot, unit: str | None) -> Iterator[str]:
+    """The host paths at which systemd looks for a unit, and its drop-ins; none without a unit."""
+    for above in _DIRECTORIES if unit else ():
+        yield f"{above}/{unit}"
+        with contextlib.suppress(OSError, Refused):
+            for name in sorted(files.names(host.resolve(f"{above}/{unit}.d").agent)):
+                if name.endswith(".conf"):
+                    yield f"{above}/{unit}.d/{name}"
 
 
 class SystemdError(Exception):

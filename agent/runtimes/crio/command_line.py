@@ -11,7 +11,6 @@ Invariant: reads only. Only the variables below are taken from the environment.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from agent.errors import Refused
 from agent.host import files
 from agent.host.paths import HostRoot
 from agent.runtimes.crio.merge import Overrides, Setting
+from agent.systemd.units import unit_files
 
 # The flags for each setting, in all spellings. Two spellings of one flag are never given together.
 _FLAGS = {
@@ -38,8 +38,6 @@ _LISTS = ("hooks_dirs", "spec_dirs", "runtimes")
 _PATHS = ("config", "directory", "hooks_dirs", "spec_dirs")
 
 _CONFIGURED = ("/etc/sysconfig/crio", "/etc/default/crio")  # as the packaged units read them
-_UNITS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system",
-          "/lib/systemd/system")  # fmt: skip
 _ENVIRONMENT = re.compile(r"(?m)^\s*EnvironmentFile\s*=\s*-?\s*(/\S+)")
 
 
@@ -99,23 +97,13 @@ def setting_file(host: HostRoot, process: Process | None, source: str) -> str:
     no file is known, a description of the place, for a message."""
     unit = process.unit if process else None
     word = re.compile(rf"(?<![A-Za-z0-9_-]){re.escape(source)}(?![A-Za-z0-9_-])")
-    texts = list(_unit_files(host, unit)) if unit else []
+    texts = [(name, _text(host, name)) for name in unit_files(host, unit)]
     named = [str(found) for _, text in texts for found in _ENVIRONMENT.findall(text)]
     others = [(name, _text(host, name)) for name in dict.fromkeys((*named, *_CONFIGURED))]
     for name, text in (*others, *texts):
         if word.search(text):
             return name
     return f"the unit {unit} or a file that it reads" if unit else "what starts CRI-O"
-
-
-def _unit_files(host: HostRoot, unit: str) -> Iterator[tuple[str, str]]:
-    """The unit file and its drop-ins: host paths and texts."""
-    for above in _UNITS:
-        yield f"{above}/{unit}", _text(host, f"{above}/{unit}")
-        with contextlib.suppress(OSError, Refused):
-            for name in sorted(files.names(host.resolve(f"{above}/{unit}.d").agent)):
-                if name.endswith(".conf"):
-                    yield f"{above}/{unit}.d/{name}", _text(host, f"{above}/{unit}.d/{name}")
 
 
 def _text(host: HostRoot, name: str) -> str:
