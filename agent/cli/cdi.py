@@ -103,7 +103,11 @@ def validate(files: tuple[str, ...], output: str, **given: str | None) -> None:
 
     settings = settings_of(given)
     host = open_host(settings)
-    inventory = specs.of_files(settings, host, files) if files else specs.inventory(settings, host)
+    inventory = (
+        specs.inventory_of_files(settings, host, files)
+        if files
+        else specs.inventory(settings, host)
+    )
     emit(output, inventory, render_cdi.findings_text, "CDIFindings", render_cdi.findings_data)
     if inventory.findings:
         raise SystemExit(1)

@@ -1,6 +1,6 @@
 """The report of `status`: the runtime, the decision, the files, the published status, and drift.
 
-Invariant: reads only and needs no lock. If one part cannot be read, the others are still
+Invariant: reads only and needs no lock. If one part cannot be read, the other parts are still
 reported.
 """
 
@@ -37,8 +37,8 @@ _REMEDY = "toolkit-agent revert --keep-edits --toolkit"
 
 @dataclass(frozen=True)
 class LeftOver:
-    """A file or a directory (host path) of ours that nothing uses any more, its kind in words, and
-    the command that removes it."""
+    """An unused file or directory of ours (host path), its kind in words, and the command that
+    removes it."""
 
     path: str
     what: str
@@ -47,10 +47,17 @@ class LeftOver:
 
 @dataclass(frozen=True)
 class Report:
-    """The state of a node. `problem` is the error because of which other parts are missing. `ready`
-    means that the published decision is valid and up to date. `default` and `handlers` are those
-    that the running runtime shows. `specs` are the CDI specs on disk. `error` is the published
-    reason of the last failure. `memory` is what is remembered, empty if it cannot be read."""
+    """The state of a node.
+
+    `ready`: the published decision is valid and up to date. `problem` is the error because of which
+    other parts are missing. `published` has the lines of the status file; `not_published` says why
+    there are none. `error` is the published reason of the last failure. `files` are (host path,
+    existed before?, condition in words) of each file that we wrote. `unfinished` is the change in
+    the journal, and `failed` the reason why the last change failed. `drift` has sentences about
+    differences from the desired state. `default` and `handlers` are those that the running runtime
+    shows. `specs` are the CDI specs on disk. `memory` is the agent's memory, empty if it cannot be
+    read.
+    """
 
     ready: bool
     proposal: Proposal | None
@@ -70,7 +77,7 @@ class Report:
 
 
 def report(ctx: Context) -> Report:
-    """The report of this node. A broken node is reported, and raises nothing."""
+    """The report of this node. Errors become parts of the report."""
     settings, host, directory = ctx.settings, ctx.host, ctx.publisher.directory
     proposal, problem = None, None
     memory, unfinished, failed = Memory(), None, None
@@ -85,11 +92,11 @@ def report(ctx: Context) -> Report:
     except AgentError as error:
         problem = error
     published: dict[str, str] = {}
-    missing = None
+    not_published = None
     try:
         published = status.read_valid(host, directory, ctx.boot_id)
     except Refused as error:
-        missing = error.message
+        not_published = error.message
     drift: list[str] = []
     left_over: tuple[LeftOver, ...] = ()
     default, handlers = None, tuple[str, ...]()
@@ -107,62 +114,63 @@ def report(ctx: Context) -> Report:
     )
     ready = bool(published) and problem is None and not drift and unfinished is None
     return Report(
-        ready, proposal, problem, published, missing, status.read_error(host, directory), touched,
-        unfinished, failed, tuple(drift), default, tuple(handlers),
+        ready, proposal, problem, published, not_published, status.read_error(host, directory),
+        touched, unfinished, failed, tuple(drift), default, tuple(handlers),
         _on_disk(proposal.spec) if proposal and proposal.spec else (), left_over, memory,
     )  # fmt: skip
 
 
 def _drift(proposal: Proposal) -> Iterator[str]:
-    """What differs from a node that is right. config.toml is among the changes of a proposal, not
-    among the programs of the toolkit."""
+    """A sentence about each difference between the node and the proposal. config.toml is among the
+    changes, not among the toolkit's programs."""
     for change in proposal.changes:
         yield f"{change.path.host} is missing or differs from what `apply` writes"
     if proposal.toolkit is not None:
-        directory, different = proposal.toolkit.found.directory, proposal.toolkit.difference
-        for name in different.write:
+        directory, difference = proposal.toolkit.found.directory, proposal.toolkit.difference
+        for name in difference.write:
             if name != CONFIG:
                 yield f"{directory}/{name} is missing or differs from what `apply` writes"
-        for name in different.remove:
-            yield f"{directory}/{name} should be gone"
+        for name in difference.remove:
+            yield f"{directory}/{name} should not exist"
     for text in proposal.unproven:
         yield f"running runtime: {text}"
 
 
 def _on_disk(proposed: own_specs.SpecProposal) -> tuple[SpecStatus, ...]:
-    """The specs on disk. A spec of ours that is not written yet has no writer."""
-    fresh = [change.path.host for change in proposed.changes if change.before is None]
+    """The specs that exist on disk. A spec of ours that is yet to be written has no file and no
+    writer."""
+    new_files = [change.path.host for change in proposed.changes if change.before is None]
     return tuple(
         replace(spec, file="", writer="", problem=spec.problem or "it is not written yet")
-        if spec.writer == OURS and spec.file in fresh
+        if spec.writer == OURS and spec.file in new_files
         else spec
         for spec in proposed.specs
     )
 
 
 def _condition(host: HostRoot, proposal: Proposal | None, name: str, original: Original) -> str:
-    """The condition of a file that we wrote, in words. An edit by others is not a fault.
+    """The condition of a file that we wrote, in words. An edit by others is no fault.
 
     A file that we made is not loaded if another toolkit replaced the file that imported it.
     """
     agent = host.agent_path(name)
     try:
-        found: str = condition(original, files.read(agent, name))
+        text: str = condition(original, files.read(agent, name))
     except Refused as error:
-        found = error.message
+        text = error.message
     node = proposal.node if proposal else None
     made = original.digest is None and name.endswith((".toml", ".conf"))
     if node is None or not made or not os.path.lexists(agent):
-        return found
+        return text
     loaded = any(file.path.host == name for file in node.files)
-    return found if loaded else f"{found}, and the runtime does not load it"
+    return text if loaded else f"{text}, and the runtime does not load it"
 
 
 def _left_over(
     settings: Settings, host: HostRoot, node: ConfiguredRuntime | None, memory: Memory
 ) -> Iterator[LeftOver]:
-    """Our specs and the directories of our toolkit, if handlers or hooks run NVIDIA's programs and
-    none of these is ours. Raises Refused."""
+    """Our specs and toolkit directories, if handlers or hooks run NVIDIA's programs and none of
+    these programs is ours. Raises Refused."""
     current = install.installed_paths(settings, host)
     directories = (*current, *memory.moved)
     if node is None or not memory.files or not directories:

@@ -1,7 +1,7 @@
 """The CDI specs of this node as its runtime sees them, and their problems.
 
-Invariant: reads only, and works without a runtime: then the default directories are read, and
-versions are not judged. The CRI client is loaded only if there is a socket.
+Invariant: reads only. Without a runtime, the default directories are read and versions are not
+judged. The CRI client is loaded only if there is a socket.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agent.runtimes.base import Runtime
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem of a file or a directory."""
+    """A problem of a file or a directory (`file`, the runtime's name for it)."""
 
     file: str
     problem: Problem
@@ -35,7 +35,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All specs on the node. `notes` say what is not covered."""
+    """All specs on the node. `notes` say what could not be checked."""
 
     reader: Reader
     directories: tuple[Directory, ...]
@@ -47,7 +47,8 @@ class Inventory:
 
 @dataclass(frozen=True)
 class _RuntimeReader:
-    """The runtime as a reader of the directories `names`; `executable` is its agent path."""
+    """The runtime as a reader of the directories `names`. `executable` is its agent path, None if
+    unknown."""
 
     reader: Reader
     names: tuple[str, ...]
@@ -56,8 +57,7 @@ class _RuntimeReader:
 
 
 def inventory(settings: Settings, host: HostRoot, runtime: Runtime | None = None) -> Inventory:
-    """Examine every spec on the node. `runtime` is the one that was found already; otherwise it is
-    looked for."""
+    """Examine every spec on the node. Without `runtime` the running one is looked for."""
     node = _reading_runtime(settings, host, runtime)
     dirs = _directories(settings, host, node)
     reader, files = _examined(node, lambda reader: installed.specs(host, dirs, reader))
@@ -68,12 +68,12 @@ def inventory(settings: Settings, host: HostRoot, runtime: Runtime | None = None
     return Inventory(reader, dirs, tuple(files), devices, _sorted(found), notes)
 
 
-def of_files(settings: Settings, host: HostRoot, paths: Sequence[str]) -> Inventory:
-    """Examine each of these files by itself; `-` is standard input. Raises Refused."""
+def inventory_of_files(settings: Settings, host: HostRoot, paths: Sequence[str]) -> Inventory:
+    """Examine each of these files alone; `-` is standard input. Raises Refused."""
     node = _reading_runtime(settings, host)
-    typed = sys.stdin.buffer.read(spec_files.LIMIT + 1) if "-" in paths else b""
+    stdin = sys.stdin.buffer.read(spec_files.LIMIT + 1) if "-" in paths else b""
     reader, files = _examined(
-        node, lambda reader: [_given(path, host, reader, typed) for path in paths]
+        node, lambda reader: [_spec_file(path, host, reader, stdin) for path in paths]
     )
     found = [(file.name, problem) for file in files for problem in file.problems]
     return Inventory(reader, (), tuple(files), (), _sorted(found), node.notes)
@@ -82,8 +82,8 @@ def of_files(settings: Settings, host: HostRoot, paths: Sequence[str]) -> Invent
 def _examined(
     node: _RuntimeReader, examine: Callable[[Reader], list[SpecFile]]
 ) -> tuple[Reader, list[SpecFile]]:
-    """The files as the runtime reads them. If its version does not tell how, its executable is
-    examined too."""
+    """The specs, and the reader with which they were examined. If the runtime's version leaves a
+    doubt, its executable is examined, too."""
     files = examine(node.reader)
     if not node.executable or not any(map(installed.doubt, files)):
         return node.reader, files
@@ -91,18 +91,18 @@ def _examined(
     return reader, examine(reader)
 
 
-def _sorted(found: Sequence[tuple[str, Problem]]) -> tuple[Finding, ...]:
-    """Findings grouped by file, in the order in which they were found, errors first."""
-    order = {name: number for number, name in reversed([*enumerate(name for name, _ in found)])}
-    ranked = sorted(found, key=lambda item: (order[item[0]], item[1].severity == "warning"))
+def _sorted(problems: Sequence[tuple[str, Problem]]) -> tuple[Finding, ...]:
+    """Findings grouped by file in the order of the files, errors first."""
+    order = {name: number for number, name in reversed([*enumerate(name for name, _ in problems)])}
+    ranked = sorted(problems, key=lambda item: (order[item[0]], item[1].severity == "warning"))
     return tuple(Finding(name, problem) for name, problem in ranked)
 
 
-def _given(name: str, host: HostRoot, reader: Reader, typed: bytes) -> SpecFile:
+def _spec_file(name: str, host: HostRoot, reader: Reader, stdin: bytes) -> SpecFile:
     if name == "-":
-        if len(typed) > spec_files.LIMIT:
+        if len(stdin) > spec_files.LIMIT:
             return SpecFile(name, problems=(spec_files.TOO_LARGE,))
-        return installed.examine(name, typed, host, reader)
+        return installed.examine(name, stdin, host, reader)
     try:
         path = os.path.realpath(name)
         found = os.lstat(path)
@@ -114,10 +114,10 @@ def _given(name: str, host: HostRoot, reader: Reader, typed: bytes) -> SpecFile:
             f"cannot read {name or repr(name)}: it is a directory; give the files in it, or none "
             "for all that the node has"
         )
-    taken = spec_files.content(HostPath(path, name), found)
-    if isinstance(taken, Problem):
-        return SpecFile(name, problems=(taken,))
-    return installed.examine(name, taken or b"", host, reader)
+    content = spec_files.content(HostPath(path, name), found)
+    if isinstance(content, Problem):
+        return SpecFile(name, problems=(content,))
+    return installed.examine(name, content or b"", host, reader)
 
 
 def _reading_runtime(
@@ -138,12 +138,12 @@ def _reading_runtime(
 
 
 def _directories(settings: Settings, host: HostRoot, node: _RuntimeReader) -> tuple[Directory, ...]:
-    """The directories of the runtime, and that of our specs."""
+    """The directories that the runtime reads, and the directory of our specs."""
     dirs = spec_files.directories(host, node.names, node.reader)
-    ours = settings.cdi_output_dir
-    if not ours:
+    own_directory = settings.cdi_output_dir
+    if not own_directory:
         return dirs
-    more = spec_files.directories(host, (host.name(ours),), node.reader)
+    more = spec_files.directories(host, (host.name(own_directory),), node.reader)
     known = {directory.path for directory in dirs}
     unread = "the runtime does not read this directory" if node.reader is not UNKNOWN_READER else ""
     return (*dirs, *(Directory(d.name, d.path, unread) for d in more if d.path not in known))

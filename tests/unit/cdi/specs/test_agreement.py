@@ -71,7 +71,9 @@ def _placed(root: Path, files: dict[tuple[str, str], bytes]) -> None:
 def _looked(root: Path, *paths: str) -> Inventory:
     options = resolve({"runtime": "containerd", "socket": "/gone.sock"}, {}, "toolkit-agent")
     host = HostRoot(str(root))
-    return specs.of_files(options, host, paths) if paths else specs.inventory(options, host)
+    return (
+        specs.inventory_of_files(options, host, paths) if paths else specs.inventory(options, host)
+    )
 
 
 def _real(root: Path, name: str) -> str:
