@@ -143,7 +143,7 @@ class Command(_WithExitCodes):
                 callback=_show_all, help="Show all options and exit.",
             )  # fmt: skip
             topics, command = self.topics(), self.command_name(ctx)
-            shown = {option.name for topic in topics for option in topic.of(command)}
+            shown = {option.name for topic in topics for option in topic.for_command(command)}
             table = [option for topic in topics for option in topic.options]
             flags = [flag(option, concerned=option.name in shown) for option in table]
             self._without_value = {

@@ -28,12 +28,12 @@ def write_options(
 ) -> None:  # fmt: skip
     """Write a command's own options, then those of the table that concern the command, by topic. If
     there are many, only the main options are shown, unless `every` is true."""
-    number = sum(len(topic.of(command)) for topic in topics)
+    number = sum(len(topic.for_command(command)) for topic in topics)
     every = every or number <= _FEW
     records = (parameter.get_help_record(ctx) for parameter in own)
     sections = {_OWN: [(one[0].replace(" [=", "[="), one[1]) for one in records if one]}
     for topic in topics:
-        shown = [one for one in topic.of(command) if every or one.main]
+        shown = [one for one in topic.for_command(command) if every or one.main]
         rows = [row for one in shown for row in _rows(one, formatter.width, every)]
         sections.setdefault(topic.title, []).extend(rows)
     for title, rows in sections.items():

@@ -1,8 +1,8 @@
-"""The classes of devices that come with GPUs: GPUDirect, NVSwitch and IMEX channels.
+"""The classes of devices besides GPUs: GPUDirect, NVSwitch and IMEX channels.
 
-Invariant: data only. One entry is all that a class needs: it is a mode of `cdi generate`, a spec
-that `apply` writes where the devices exist, and device nodes whose major numbers are checked. It
-lies with the options because a mode is a choice of one.
+Invariant: data only. One entry is all that a class needs: it gives a mode of `cdi generate`, a spec
+that `apply` writes if the devices exist, and device nodes whose major numbers are checked. The
+table is among the options because the modes are choices of an option.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ClassNodes:
-    """Device nodes: their directory, a pattern of their names, how the name of their kernel driver
-    starts in /proc/devices, and a major number that is that driver's for good."""
+    """Device nodes: their directory and the pattern of their names. `driver` is the prefix of their
+    kernel driver's name in /proc/devices; `major` is that driver's reserved major number, None if
+    it has none."""
 
     directory: str
     pattern: str
@@ -22,15 +23,15 @@ class ClassNodes:
 
     @property
     def path(self) -> str:
-        """The pattern of whole paths."""
+        """The pattern of the nodes' paths."""
         return f"{self.directory}/{self.pattern}"
 
 
 @dataclass(frozen=True)
 class DeviceClass:
-    """A class of devices: the mode of `cdi generate` that makes its spec, its kind, its device
-    nodes and the files that a container needs with them. `numbered`: each node `NAME<number>` is a
-    device of that number; otherwise all nodes together are the device `all`."""
+    """A class of devices. `mode` is the mode of `cdi generate` for its spec; `mounts` are files
+    that a container needs with the devices. `numbered`: each node `NAME<number>` is a device with
+    that number as its name; otherwise all nodes together are the device `all`."""
 
     mode: str
     kind: str
@@ -39,8 +40,8 @@ class DeviceClass:
     numbered: bool = False
 
 
-# Modes, kinds and nodes are those of NVIDIA's generator (pkg/nvcdi v1.20),
-# if it has the class. Its order is kept: `imex` is the last.
+# Modes, kinds, nodes and order are those of NVIDIA's generator (pkg/nvcdi v1.20) for its classes.
+# `imex` is the last.
 DEVICE_CLASSES = (
     DeviceClass("gdrcopy", "nvidia.com/gdrcopy", (ClassNodes("/dev", "gdrdrv", "gdrdrv"),)),
     DeviceClass(

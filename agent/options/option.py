@@ -11,7 +11,7 @@ from typing import Literal
 
 Kind = Literal["text", "path", "file", "bool", "list", "choice", "duration", "version"]
 
-# The spellings of Go's strconv.ParseBool, which reads upstream's options (MicroK8s passes 1 and 0).
+# The spellings of Go's strconv.ParseBool, as in NVIDIA's programs (MicroK8s passes 1 and 0).
 TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
@@ -26,16 +26,16 @@ MAKE_SPEC = ("cdi generate",)
 
 @dataclass(frozen=True)
 class Option:
-    """One option, with its environment variables in the order of their precedence.
+    """One option. `env` has its environment variables in the order of precedence.
 
-    `supported` is false if the program accepts the option and does nothing with it. `keep_empty`
-    is true if an empty value differs from no value. `flags` is empty if the only flag is the
-    name with dashes; the first flag is the usual one. A value, or each item of a list, is one of
-    `choices`, or matches `pattern` as a whole; `needs` ends the error for another one.
+    `supported`: false if the option is accepted and has no effect. `keep_empty`: an empty value
+    differs from no value. `flags` is empty if the only flag is the name with dashes; the first flag
+    is the usual one. A value, or each item of a list, must be one of `choices`, or match the whole
+    `pattern`; `needs` is the end of the error otherwise.
 
-    The rest is for help texts. `unset` says in words what holds without a value, if `default` does
-    not. `commands` are those that the option concerns; it is empty if they are those of its
-    topic. `main` is true if the option is in the short help text.
+    The other fields are for help texts. `unset` describes the behaviour without a value, if there
+    is no `default`. `commands` are those that the option concerns; () means those of its topic.
+    `main`: the option is in the short help text.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Option:
         return self.flags or ("--" + self.name.replace("_", "-"),)
 
     def allows(self, word: str) -> bool:
-        """Can this be a value, or an item of a list?"""
+        """Is the word valid as a value, or as an item of a list?"""
         if self.choices:
             return word in self.choices
         return re.fullmatch(self.pattern, word) is not None
@@ -73,8 +73,8 @@ class Topic:
     commands: tuple[str, ...]
     options: tuple[Option, ...]
 
-    def of(self, command: str) -> tuple[Option, ...]:
-        """The options that concern a command, without those that have no effect."""
+    def for_command(self, command: str) -> tuple[Option, ...]:
+        """The supported options that concern a command."""
         return tuple(
             option
             for option in self.options

@@ -25,13 +25,13 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Settings:
-    """A value for each supported option, by its name. Paths are as given; `host.paths` resolves
-    them.
+    """A value for each supported option, by its name. Paths are not resolved yet; `host.paths` does
+    that.
 
-    A value is None if it was not given and is found on the node. `origins` maps the name of an
-    option to "default", "command line" or the environment variable that set it. `ignored` names the
-    options that were given and are not supported. `warnings` are sentences about given values that
-    have another effect than they seem to have.
+    A value is None if it was not given and will be found on the node. `origins` maps the name of
+    each option to "default", "command line" or the environment variable that set it. `ignored` has
+    the given options that are not supported. `warnings` are sentences about values with an
+    unexpected effect.
     """
 
     entry: Entry
@@ -104,13 +104,14 @@ class Settings:
 
     @property
     def may_enable_cdi(self) -> bool:
-        """May `enable_cdi` be written? By default exactly if CDI is enabled."""
-        asked = self.enable_cdi_in_runtime
-        return self.cdi_enabled if asked is None else asked
+        """May the agent set `enable_cdi` in the runtime? Without the option: if CDI is enabled."""
+        option = self.enable_cdi_in_runtime
+        return self.cdi_enabled if option is None else option
 
     @property
     def option_paths(self) -> tuple[str, ...]:
-        """Paths of the host that options name. The agent may have mounts of its own for them."""
+        """Host paths that options name. The agent's container may have mounts of its own for
+        them."""
         found = (
             self.config, self.drop_in_config, self.socket, self.executable_path, self.state_dir,
             self.toolkit_install_dir, self.status_dir, self.pid_file, self.cdi_output_dir,
@@ -121,22 +122,21 @@ class Settings:
 
     @property
     def default_is_negotiable(self) -> bool:
-        """May the decision overrule `set_as_default`? gpu-operator always sets
-        NVIDIA_RUNTIME_SET_AS_DEFAULT=false, so that under its entry point this is a preference and
-        no order."""
+        """May the decision overrule `set_as_default`? Under the entry point `nvidia-toolkit` it
+        may, because gpu-operator always sets NVIDIA_RUNTIME_SET_AS_DEFAULT=false."""
         return self.entry == "nvidia-toolkit" and self.origins["set_as_default"] != "command line"
 
 
-def resolve(given: Mapping[str, str | None], env: Mapping[str, str], entry: Entry) -> Settings:
-    """Settings from the texts of the command line (by option name) and from an environment.
+def resolve(options: Mapping[str, str | None], env: Mapping[str, str], entry: Entry) -> Settings:
+    """The settings from the command line (`options`, texts by option name) and the environment.
 
-    Raises UsageError, which names the option or the variable, for a value that cannot be used.
+    Raises UsageError, which names the option or the variable, for an invalid value.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     ignored: list[str] = []
     for option in OPTIONS:
-        text, origin = raw_value(option, given, env)
+        text, origin = raw_value(option, options, env)
         origins[option.name] = origin
         value = None if text is None else parse(option, text, display_name(option, origin))
         if option.supported:
@@ -158,18 +158,18 @@ def resolve(given: Mapping[str, str | None], env: Mapping[str, str], entry: Entr
         ignored=tuple(ignored),
         warnings=(
             *warnings,
-            *map("{} is accepted and not acted on by this version".format, ignored),
+            *map("{} is accepted, but has no effect in this version".format, ignored),
         ),
         **values,
     )
 
 
 def raw_value(
-    option: Option, given: Mapping[str, str | None], env: Mapping[str, str]
+    option: Option, options: Mapping[str, str | None], env: Mapping[str, str]
 ) -> tuple[str | None, str]:
-    """The text that was given for an option, else its default, and its origin: "command line", the
-    environment variable, or "default". The text is None if there is no default either."""
-    value = given.get(option.name)
+    """The text of an option, and its origin: "command line", the environment variable, or
+    "default". The text is None if there is no default."""
+    value = options.get(option.name)
     if value is not None:
         return value, "command line"
     for name in option.env:
@@ -181,13 +181,13 @@ def raw_value(
 
 
 def display_name(option: Option, origin: str) -> str:
-    """The name of an option in a message: the flag, or the variable that set it."""
+    """The name of an option in a message: the variable that set it, else the flag."""
     return option.all_flags[0] if origin in ("command line", "default") else origin
 
 
 def parse(option: Option, raw: str, where: str) -> Any:
-    """The value of a text, in the type of the option. Raises UsageError, which says `where` the
-    text came from."""
+    """The value of a text, in the type of the option's kind. `where` names the origin in errors.
+    Raises UsageError."""
     text = raw.strip()
     if "\0" in text or "\n" in text:
         raise UsageError(f"cannot use {where}: it contains a line break or NUL; remove it")
@@ -212,7 +212,7 @@ def parse(option: Option, raw: str, where: str) -> Any:
 
 
 def _word(option: Option, text: str, where: str) -> str:
-    """A value, or an item of a list."""
+    """A valid value, or a valid item of a list. Raises UsageError."""
     if not text and option.keep_empty:
         return ""
     word = text.removeprefix("unix://") if option.kind == "path" else text
@@ -224,12 +224,12 @@ def _word(option: Option, text: str, where: str) -> str:
 
 
 def _unusable(where: str, text: str, needs: str) -> UsageError:
-    shown = text if text.isprintable() else repr(text)
-    return UsageError(f"cannot use {where}={shown}: {needs}")
+    printable = text if text.isprintable() else repr(text)
+    return UsageError(f"cannot use {where}={printable}: {needs}")
 
 
 def parse_duration(text: str, where: str) -> float:
-    """Seconds of a duration in a form that Go's time.ParseDuration takes, or of a plain number.
+    """The seconds of a duration in the format of Go's time.ParseDuration, or of a plain number.
     Raises UsageError."""
     found = _DURATION.fullmatch(text)
     if text and found:
@@ -241,7 +241,7 @@ def parse_duration(text: str, where: str) -> float:
 
 
 def _check(values: Mapping[str, Any]) -> None:
-    """Check the values that no kind of option checks. Raises UsageError."""
+    """Check values against each other and against cases that no kind covers. Raises UsageError."""
     if values["runtime"] == "docker":
         raise UsageError(
             "cannot work with docker: Docker reads CDI specs by itself and is not a CRI runtime; "

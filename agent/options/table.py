@@ -1,9 +1,9 @@
 """The table of every option: its flags, its environment variables, its kind and its default.
 
-Invariant: an option is described here (those of CDI specs in `agent.options.cdi`) and nowhere else.
-The command line, the environment, the help text and the values that are allowed come from this
-table. Names and precedence are those of nvidia-container-toolkit's
-installer (v1.20) where it has the option, so that gpu-operator needs no change.
+Invariant: an option is described only here (options of CDI specs in `agent.options.cdi`). The
+command line, the environment, the help text and the valid values come from this table. Names and
+precedence are those of nvidia-container-toolkit's installer (v1.20) for its options, so that
+gpu-operator needs no change.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STRATEGIES = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
 
 def _unsupported(name: str, flag: str, env: tuple[str, ...], kind: Kind = "text") -> Option:
     """An option of NVIDIA's installer that has no effect here."""
-    text = "Accepted for compatibility; not acted on."
+    text = "Accepted for compatibility; has no effect."
     return Option(name, kind, env, text, flags=(flag,), supported=False, keep_empty=True)
 
 
@@ -47,22 +47,22 @@ _RUNTIME = (
            unset="the first usual one that answers", commands=(*NODE, *READ_SPECS), main=True),
     Option("config", "path",
            ("RUNTIME_CONFIG", "CONTAINERD_CONFIG", "CRIO_CONFIG", "DOCKER_CONFIG"),
-           "Root configuration file. CRI-O's is never written; it counts only where no process "
-           "can be seen.",
+           "Root configuration file. CRI-O's is never written; with CRI-O the option counts only "
+           "if no process can be seen.",
            unset="the one that the running process loads", main=True),
     Option("host_root", "path", ("HOST_ROOT_MOUNT",),
-           "Where the host's root directory is mounted.",
-           unset="/host where that is a mount, else /",
+           "Path at which the host's root directory is mounted.",
+           unset="/host if that is a mount, else /",
            commands=(*NODE, *READ_SPECS, *MAKE_SPEC, "wait"), main=True),
     Option("drop_in_config", "path", ("RUNTIME_DROP_IN_CONFIG",),
-           "Our drop-in.",
-           unset="conf.d/99-nvidia.toml beside the root file; 99-nvidia.conf in the directory from "
-           "which CRI-O takes drop-ins"),
+           "Path of the agent's drop-in.",
+           unset="conf.d/99-nvidia.toml beside the root file; 99-nvidia.conf in CRI-O's directory "
+           "of drop-ins"),
     Option("drop_in_config_host_path", "path", ("RUNTIME_DROP_IN_CONFIG_HOST_PATH",),
-           "Name of the drop-in on the host, where it differs from what we see."),
+           "Path of the drop-in on the host, if the agent sees it under another path."),
     Option("executable_path", "path", ("RUNTIME_EXECUTABLE_PATH",),
            "Executable that checks a configuration.",
-           unset="that of the running process"),
+           unset="the executable of the running process"),
     Option("config_source", "list", ("RUNTIME_CONFIG_SOURCES", "RUNTIME_CONFIG_SOURCE"),
            "Where settings are read from: file, file=/path, command. Files always decide here.",
            flags=("--config-source", "--config-sources"), supported=False),
@@ -70,23 +70,23 @@ _RUNTIME = (
 
 _RESTART = (
     Option("restart_mode", "choice", ("RUNTIME_RESTART_MODE", "CONTAINERD_RESTART_MODE"),
-           "How to restart the runtime: auto (its systemd unit), systemd, signal (SIGTERM to a "
-           "checked process that something starts again), none (write files, somebody else "
-           "restarts).",
+           "How to restart the runtime: auto (its systemd unit), systemd, signal (SIGTERM to its "
+           "process, which its supervisor starts again), none (write files; the restart is left "
+           "to you).",
            default="auto", choices=("auto", "systemd", "signal", "none"), main=True),
     Option("proof_timeout", "duration", ("AGENT_PROOF_TIMEOUT",),
-           "How long a restarted runtime may take to prove itself.",
+           "Time limit for the proof after a restart.",
            default="60s", pattern=_NOT_ZERO, needs="give a time such as 60s"),
     Option("verify", "choice", ("AGENT_VERIFY",),
-           "Whether a restarted runtime also has to run a pod under the default handler and each "
-           "of ours; auto: where the sandbox image is on the node.",
+           "Also prove a restart by a pod under the default handler and each of ours; auto: if "
+           "the sandbox image is on the node.",
            default="auto", choices=("auto", "off"), commands=("apply", "run")),
     Option("restart_spread", "duration", ("AGENT_RESTART_SPREAD",),
-           "Put a restart that is needed off by a part of this time, counted from the start of "
-           "run; the node's name decides the part, so that a first rollout does not restart all "
-           "runtimes of a cluster at once. Meanwhile nothing is touched. A node that is right is "
-           "not held up, nor is a rollback, nor a restart that becomes necessary after this time. "
-           "Of no effect with --no-daemon.",
+           "Delay a restart by a part of this time, counted from the start of run. The node's "
+           "name decides the part, so that a first rollout does not restart all runtimes of a "
+           "cluster at once. Until then nothing is changed. A node that needs no restart, a "
+           "rollback, and a restart that becomes necessary after this time are not delayed. No "
+           "effect with --no-daemon.",
            default="0", commands=RUN),
 )  # fmt: skip
 
@@ -98,34 +98,34 @@ _DECISION = (
     Option("set_as_default", "bool",
            ("NVIDIA_RUNTIME_SET_AS_DEFAULT", "CONTAINERD_SET_AS_DEFAULT", "DOCKER_SET_AS_DEFAULT"),
            "Make the handler the default runtime or not.",
-           unset="what the decision says", main=True),
+           unset="by the decision", main=True),
     Option("device_list_strategy", "list", ("AGENT_DEVICE_LIST_STRATEGY",),
            "Override the device plugin's strategy in the status file.",
-           unset="what the decision says", choices=STRATEGIES, main=True),
+           unset="by the decision", choices=STRATEGIES, main=True),
     Option("native_cdi", "choice", ("AGENT_NATIVE_CDI",),
-           "Override what the runtime says about native CDI.",
+           "Override the evidence whether the runtime itself injects CDI devices.",
            default="auto", choices=("auto", "true", "false")),
     Option("enable_cdi_in_runtime", "bool", ("RUNTIME_ENABLE_CDI",),
-           "May the runtime's own enable_cdi be switched on.",
+           "Allow the agent to set enable_cdi in the runtime's configuration.",
            unset="as --cdi-enabled"),
     Option("runtime_name", "text",
            ("NVIDIA_RUNTIME_NAME", "CONTAINERD_RUNTIME_CLASS", "DOCKER_RUNTIME_NAME"),
            "Name of the handler.",
            default="nvidia", pattern=r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?",
-           needs="give a name of letters, digits, dots and dashes, as Kubernetes wants it",
+           needs="give a name of letters, digits, dots and dashes, as Kubernetes requires",
            flags=("--runtime-name", "--nvidia-runtime-name", "--runtime-class")),
     Option("runtime_type", "text", ("CONTAINERD_RUNTIME_TYPE",),
-           "runtime_type of a handler that has none to inherit.",
+           "runtime_type of a handler that cannot inherit one.",
            default="io.containerd.runc.v2"),
     Option("mode", "choice", ("NVIDIA_CONTAINER_RUNTIME_MODE",),
            "Mode of nvidia-container-runtime.",
-           unset="what the decision says",
+           unset="by the decision",
            flags=(_CRT + ".mode", _CRT + "-mode"),
            choices=("auto", "cdi", "legacy", "csv", "jit-cdi")),
     Option("annotation_prefixes", "list",
            ("NVIDIA_CONTAINER_RUNTIME_MODES_CDI_ANNOTATION_PREFIXES",),
            "Annotation prefixes that the handler answers.",
-           unset="what the decision says",
+           unset="by the decision",
            pattern="[A-Za-z0-9.-]+/", needs="give a DNS name that ends in '/'",
            flags=(_CRT + ".modes.cdi.annotation-prefixes",)),
     Option("kubelet_version", "version", ("KUBELET_VERSION",),
@@ -152,19 +152,19 @@ _CRIO = (
 _DRIVER = (
     Option("driver_root", "path", ("NVIDIA_DRIVER_ROOT", "DRIVER_ROOT"),
            "Root directory of the driver on the host.",
-           unset="/run/nvidia/driver where a driver container has put one there, else /",
+           unset="/run/nvidia/driver if a driver container provides it, else /",
            flags=("--driver-root", "--nvidia-driver-root"), main=True),
     Option("driver_root_ctr_path", "path", ("DRIVER_ROOT_CTR_PATH",),
-           "Where we see it.",
+           "Path of the driver root in the agent's container.",
            unset="below the host root"),
     Option("dev_root", "path", ("NVIDIA_DEV_ROOT", "DEV_ROOT"),
            "Directory on the host that has dev/nvidia*.",
            unset="the driver root, else /"),
     Option("dev_root_ctr_path", "path", ("DEV_ROOT_CTR_PATH",),
-           "Where we see it.",
+           "Path of --dev-root in the agent's container.",
            unset="below the host root"),
     Option("is_host_driver", "bool", ("IS_HOST_DRIVER",),
-           "True: the driver root is /, where no option names another.",
+           "true: the driver root is /, unless an option gives another.",
            commands=DECIDE),
     Option("cdi_output_dir", "path", ("CDI_OUTPUT_DIR",),
            'Directory for CDI specs; "" means none.',
@@ -176,38 +176,37 @@ _DRIVER = (
 
 _TOOLKIT = (
     Option("toolkit_install_dir", "path", ("TOOLKIT_INSTALL_DIR", "ROOT"),
-           "The toolkit is in the directory `toolkit` below this one.",
+           "Parent of the toolkit's directory, which is called `toolkit`.",
            default="/usr/local/nvidia", flags=("--toolkit-install-dir", "--root"),
            pattern="[^:]+",
-           needs="it is to be in PATH, where a colon ends a name; give another one",
+           needs="give a path without a colon, because it becomes a part of PATH",
            commands=(*NODE, *MAKE_SPEC), main=True),
     Option("toolkit_source_root", "path", ("TOOLKIT_SOURCE_ROOT",),
-           "Unpacked packages to install the toolkit from, or a directory with deb and rpm below "
-           "it.",
-           unset="/artifacts in a container that has it, else the toolkit that is on the host"),
+           "Directory of the toolkit's unpacked packages, or of the subdirectories deb and rpm "
+           "with them.",
+           unset="/artifacts if the container has it, else the toolkit on the host"),
     Option("toolkit_package_type", "choice", ("TOOLKIT_PACKAGE_TYPE",),
-           "Which of deb and rpm to install; auto: rpm where the host has /usr/bin/rpm.",
+           "Type of the packages to install; auto: rpm if the host has /usr/bin/rpm, else deb.",
            default="auto", choices=("auto", "deb", "rpm")),
     Option("create_device_nodes", "list", ("CREATE_DEVICE_NODES",),
-           'Device nodes to make where they are missing: control; "" or none for none. With CDI '
-           "only.",
+           'Missing device nodes to make: control; "" or none: no nodes. Only with CDI.',
            default="control", choices=("control", "none"), keep_empty=True),
     Option("cdi_default_kind", "text", ("NVIDIA_CONTAINER_RUNTIME_MODES_CDI_DEFAULT_KIND",),
-           "Kind of a device that is asked for by its name alone, as in NVIDIA_VISIBLE_DEVICES.",
+           "Kind of a device that is requested without a kind, as by NVIDIA_VISIBLE_DEVICES.",
            default="nvidia.com/gpu", pattern=_KIND, needs=_KIND_NEEDS,
            flags=(_CRT + ".modes.cdi.default-kind",)),
     Option("low_level_runtimes", "list", ("NVIDIA_CONTAINER_RUNTIME_RUNTIMES",),
-           "What nvidia-container-runtime calls.",
-           unset="what this node's handlers run, runc, crun", flags=(_CRT + ".runtimes",),
+           "Low-level runtimes that nvidia-container-runtime tries.",
+           unset="the programs of this node's handlers, runc, crun", flags=(_CRT + ".runtimes",),
            pattern=rf"(/({_NO_CONTROL}/)?)?(?!nvidia-container-runtime)[^/\x00-\x1f\x7f]+",
-           needs="give a name or an absolute path such as runc; nvidia-container-runtime would "
-           "call itself for ever"),
+           needs="give a name or an absolute path such as runc, but not nvidia-container-runtime, "
+           "which would call itself for ever"),
     Option("runtime_debug", "file", ("NVIDIA_CONTAINER_RUNTIME_DEBUG",),
            "Log file of nvidia-container-runtime.",
            default="/dev/null", flags=(_CRT + ".debug", _CRT + "-debug"),
            pattern=_NO_CONTROL, needs="give a plain path"),
     Option("runtime_log_level", "text", ("NVIDIA_CONTAINER_RUNTIME_LOG_LEVEL",),
-           "What it logs.",
+           "Log level of nvidia-container-runtime.",
            default="info", flags=(_CRT + ".log-level", _CRT + "-debug-log-level"),
            choices=_LEVELS),
     Option("cli_debug", "file", ("NVIDIA_CONTAINER_CLI_DEBUG",),
@@ -216,18 +215,18 @@ _TOOLKIT = (
            pattern=_NO_CONTROL, needs="give a plain path"),
     Option("hook_skip_mode_detection", "bool",
            ("NVIDIA_CONTAINER_RUNTIME_HOOK_SKIP_MODE_DETECTION",),
-           "The OCI hook works whatever the mode is.",
+           "The OCI hook works in every mode.",
            default="true", flags=(_CRT + "-hook.skip-mode-detection",)),
     Option("accept_envvar", "bool", ("ACCEPT_NVIDIA_VISIBLE_DEVICES_ENVVAR_WHEN_UNPRIVILEGED",),
-           "May an unprivileged container ask for GPUs by NVIDIA_VISIBLE_DEVICES, past the "
+           "Allow an unprivileged container to request GPUs by NVIDIA_VISIBLE_DEVICES, past the "
            "scheduler.",
-           unset="only where CDI is off",
+           unset="only if CDI is off",
            flags=("--accept-nvidia-visible-devices-envvar-when-unprivileged",)),
     Option("accept_mounts", "bool", ("ACCEPT_NVIDIA_VISIBLE_DEVICES_AS_VOLUME_MOUNTS",),
-           "May a container ask for GPUs by its mounts.",
+           "Allow a container to request GPUs by its mounts.",
            default="false", flags=("--accept-nvidia-visible-devices-as-volume-mounts",)),
     Option("opt_in_features", "list", ("NVIDIA_CONTAINER_TOOLKIT_OPT_IN_FEATURES",),
-           "Names to be true below `features` in config.toml.",
+           "Names of features to enable in config.toml (`features`).",
            pattern="[A-Za-z0-9_-]{1,100}", needs="give letters, digits and dashes"),
 )  # fmt: skip
 
@@ -242,32 +241,31 @@ _STATE = (
 
 _DAEMON = (
     Option("interval", "duration", ("AGENT_INTERVAL",),
-           "How long between two looks at the whole node, besides those when something changed.",
+           "Time between two checks of the whole node. A change starts a check, too.",
            default="10m", pattern=_NOT_ZERO, needs="give a time such as 10m"),
     Option("node_name", "text", ("NODE_NAME",),
            "Name of the node, for --restart-spread.",
            unset="the host name"),
     Option("ready_file", "path", ("AGENT_READY_FILE",),
-           "File that is there while the last convergence of this very process succeeded, "
-           "for a readiness probe; FILE.reason says why it is not there. It is this process's "
-           "own file (not below the host root): put it into memory of the pod."),
+           "File for a readiness probe. It exists if the last convergence of this process "
+           "succeeded; otherwise FILE.reason says why. The path is not below the host root; use "
+           "a tmpfs of the pod."),
     Option("no_daemon", "bool", ("NO_DAEMON",),
            "End after the first convergence instead of staying.",
            default="false", flags=("--no-daemon", "-n")),
     Option("pid_file", "path", ("TOOLKIT_PID_FILE", "PID_FILE"),
-           'Has our pid, and our lock, while we run; "" means none.',
+           'File with the pid and the lock of a running agent; "" means none.',
            unset="none; nvidia-toolkit: /run/nvidia/toolkit/toolkit.pid", keep_empty=True,
            pattern="(.*/)?toolkit[.]pid",
            needs="its name has to be toolkit.pid, as for NVIDIA's installer"),
     Option("enable_nri_plugin", "bool", ("ENABLE_NRI_PLUGIN",),
-           "As --no-runtime-config, except with --no-daemon; the NRI plugin itself is not "
-           "served.",
+           "As --no-runtime-config, except with --no-daemon; there is no NRI plugin.",
            default="false", flags=("--enable-nri-plugin", "-p")),
 )  # fmt: skip
 
 _LOG = (
     Option("debug", "bool", ("TOOLKIT_DEBUG",),
-           "Log more: what was seen, and what follows from it.",
+           "Log more: the evidence, and the decisions.",
            default="false", flags=("--debug", "-v", "--verbose"), main=True),
 )  # fmt: skip
 
@@ -295,6 +293,6 @@ TOPICS = (
     Topic("State and status", NODE, _STATE),
     Topic("Daemon", RUN, _DAEMON),
     Topic("Options", NODE, _LOG),
-    Topic("Not acted on", (), _UNSUPPORTED),
+    Topic("Without effect", (), _UNSUPPORTED),
 )
 OPTIONS: tuple[Option, ...] = tuple(option for topic in TOPICS for option in topic.options)

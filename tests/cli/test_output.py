@@ -84,7 +84,7 @@ def test_config_names_every_origin(form: str) -> None:
 
 
 def test_config_prints_one_line_per_option() -> None:
-    """One line per option; what is accepted and not acted on is a warning."""
+    """One line per option; an option that is accepted without effect is a warning."""
     result = config("--cdi-output-dir=", "--use-legacy-config", env={"CDI_ENABLED": "false"})
     checks.done(result)
     rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in result.stdout.splitlines()}
@@ -94,7 +94,7 @@ def test_config_prints_one_line_per_option() -> None:
     assert rows["--enable-cdi-in-runtime"] == ["false", "default"]
     assert rows["--socket"] == ["-", "default"]
     assert "--use-legacy-config" not in rows
-    assert "--use-legacy-config is accepted and not acted on" in result.stderr
+    assert "--use-legacy-config is accepted, but has no effect" in result.stderr
 
 
 def test_config_refuses_what_makes_no_sense() -> None:

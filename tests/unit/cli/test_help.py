@@ -41,7 +41,9 @@ def test_no_line_is_wider_than_a_terminal(command: str, form: str) -> None:
     """Nor is the name of a variable broken, and all begin in one column."""
     text = printed(*command.split(), form)
     assert max(map(len, text.splitlines())) <= 80
-    for name in (name for topic in TOPICS for one in topic.of(command) for name in one.env):
+    for name in (
+        name for topic in TOPICS for one in topic.for_command(command) for name in one.env
+    ):
         assert form == "--help" or re.search(rf"\${name}\b", text)
     columns = {len(line) - len(line.lstrip()) for line in text.splitlines() if " $" in line[:30]}
     assert columns <= {20, 21, 22}

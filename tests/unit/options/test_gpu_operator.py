@@ -156,15 +156,15 @@ def test_options_that_nothing_acts_on_are_named() -> None:
     found = settings(operator.CDI, operator.CONTAINERD, env)
     assert set(found.ignored) == set(env)
     for name in env:
-        assert f"{name} is accepted and not acted on by this version" in found.warnings
+        assert f"{name} is accepted, but has no effect in this version" in found.warnings
 
 
 def test_default_without_effect_is_named() -> None:
     """gpu-operator's own variable counts first: whoever sets the other one has to hear of it."""
     (told,) = settings(operator.CDI, operator.K3S).warnings
     assert told == (
-        "CONTAINERD_SET_AS_DEFAULT=true is ignored: NVIDIA_RUNTIME_SET_AS_DEFAULT=false is set "
-        "too and counts first; set NVIDIA_RUNTIME_SET_AS_DEFAULT instead"
+        "CONTAINERD_SET_AS_DEFAULT=true is ignored: NVIDIA_RUNTIME_SET_AS_DEFAULT=false is set, "
+        "too, and has precedence; set NVIDIA_RUNTIME_SET_AS_DEFAULT instead"
     )
 
 
