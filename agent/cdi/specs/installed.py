@@ -78,7 +78,7 @@ def specs(
 
 
 def examine_all(
-    found: Iterable[tuple[str, int, bytes | Problem]],
+    entries: Iterable[tuple[str, int, bytes | Problem]],
     host: HostRoot,
     reader: Reader = UNKNOWN_READER,
 ) -> list[SpecFile]:
@@ -88,7 +88,7 @@ def examine_all(
     left = budget.SPECS.values
     text = f"the files before it have more than {budget.SPECS.values} values"
     full = Problem("nothing", "", f"it was not looked at: {text}", "remove unused files")
-    for name, place, content in found:
+    for name, place, content in entries:
         content = full if isinstance(content, bytes) and left < 0 else content
         examined.append(
             SpecFile(name, place=place, problems=(content,)) if isinstance(content, Problem)
@@ -149,11 +149,11 @@ def writer(name: str, data: bytes, kind: str) -> str:
     return vendor
 
 
-def devices(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[Device]:
+def devices(files: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[Device]:
     """Every device of every file with its state, in the order of the files."""
-    winners, conflicts = _resolve(found, dirs)
+    winners, conflicts = _resolve(files, dirs)
     listed = []
-    for file in found:
+    for file in files:
         for number, name in file.devices():
             state: State
             if dirs[file.place].unread:
@@ -181,13 +181,13 @@ def _define(names: Sequence[str]) -> str:
 
 
 def _resolve(
-    found: Sequence[SpecFile], dirs: Sequence[Directory]
+    files: Sequence[SpecFile], dirs: Sequence[Directory]
 ) -> tuple[dict[str, SpecFile], dict[str, list[str]]]:
     """The file that provides each device, and the names of the files of each device with a
     conflict."""
     winners: dict[str, SpecFile] = {}
     conflicts: dict[str, list[str]] = {}
-    for file in found:
+    for file in files:
         if file.broken or dirs[file.place].unread:
             continue
         for _, name in file.devices():
@@ -208,11 +208,11 @@ def _state_in(file: SpecFile, number: int) -> tuple[State, str]:
     return "resolvable", ""
 
 
-def conflicts(found: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[tuple[str, Problem]]:
+def conflicts(files: Sequence[SpecFile], dirs: Sequence[Directory]) -> list[tuple[str, Problem]]:
     """(file name, problem) for each file whose device conflicts with a device of another file."""
-    _, names = _resolve(found, dirs)
+    _, names = _resolve(files, dirs)
     problems = []
-    for file in found:
+    for file in files:
         for number, name in file.devices():
             others = [other for other in names.get(name, ()) if other != file.name]
             if file.broken or dirs[file.place].unread or not others:

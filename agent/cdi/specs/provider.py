@@ -57,9 +57,9 @@ class Provider:
         return f"{self.file} ({self.writer})"
 
 
-def usable(found: Iterable[Provider]) -> Provider | None:
+def usable(candidates: Iterable[Provider]) -> Provider | None:
     """The first file that provides a device; None if none does."""
-    return next((provider for provider in found if not provider.why), None)
+    return next((provider for provider in candidates if not provider.why), None)
 
 
 @dataclass(frozen=True)

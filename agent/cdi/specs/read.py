@@ -214,10 +214,10 @@ def _is_merge(key: Any) -> bool:
     return is_plain and key.value == "<<"
 
 
-def _set(found: dict[str, Any], key: str, value: Any) -> None:
-    if key in found:
+def _set(mapping: dict[str, Any], key: str, value: Any) -> None:
+    if key in mapping:
         raise Broken(f"the key {quoted(key)} is there twice")
-    found[key] = value
+    mapping[key] = value
 
 
 def _key(key: Any) -> str:

@@ -160,15 +160,15 @@ def _found(
             yield path, Problem("file", "", text, "remove it")
 
 
-def content(path: HostPath, found: os.stat_result) -> bytes | Problem | None:
+def content(path: HostPath, status: os.stat_result) -> bytes | Problem | None:
     """The bytes of a spec file whose path has no links, or its problem; None if the file is
     gone."""
-    if stat.S_ISFIFO(found.st_mode):
+    if stat.S_ISFIFO(status.st_mode):
         text = "it is a pipe: a runtime that reads it waits for ever, at its start too"
         return Problem("file", "", text, "remove it")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return Problem("file", "", "it is not a regular file", "remove it")
-    if found.st_size > LIMIT:
+    if status.st_size > LIMIT:
         return TOO_LARGE
     try:
         state = files.read(path.agent, path.host, LIMIT)
