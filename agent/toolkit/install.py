@@ -72,71 +72,71 @@ def find_toolkit(settings: Settings, host: HostRoot) -> Toolkit:
     return Toolkit(directory, found, trees.is_writable(os.path.dirname(directory.agent)))
 
 
-def binaries(settings: Settings, found: Toolkit) -> tuple[tuple[Binary, ...], tuple[str, ...]]:
+def binaries(settings: Settings, toolkit: Toolkit) -> tuple[tuple[Binary, ...], tuple[str, ...]]:
     """The handlers whose binary exists, and a warning for each other one. Raises NoToolkit if the
     binary of the main handler is missing."""
     name = settings.runtime_name
     main = "nvidia" if name in ("nvidia-cdi", "nvidia-legacy") else name
     available, warnings = [], []
     for handler, base in zip((main, "nvidia-cdi", "nvidia-legacy"), programs.RUNTIMES, strict=True):
-        path = found.path(base)
+        path = toolkit.path(base)
         if path:
             available.append(Binary(handler, path))
         elif handler in (main, name):
             raise NoToolkit(
-                f"cannot register handler {handler}: there is no {base} in {found.origin.place}"
+                f"cannot register handler {handler}: there is no {base} in {toolkit.origin.place}"
             )
         else:
             warnings.append(f"handler {handler} is left out: there is no {base} on the host")
     return tuple(available), tuple(warnings)
 
 
-def cdi_hook(settings: Settings, host: HostRoot, found: Toolkit | None) -> str | None:
+def cdi_hook(settings: Settings, host: HostRoot, toolkit: Toolkit | None) -> str | None:
     """Host path of nvidia-cdi-hook after the installation; None if there is none. Raises
     Refused."""
-    own = found.path(programs.CDI_HOOK) if found else None
+    own = toolkit.path(programs.CDI_HOOK) if toolkit else None
     return own or programs.find(settings, host, programs.CDI_HOOK)
 
 
 def propose(
-    settings: Settings, host: HostRoot, found: Toolkit, decision: Decision,
+    settings: Settings, host: HostRoot, toolkit: Toolkit, decision: Decision,
     runtimes: tuple[str, ...], root: DriverRoot | None,
 ) -> ToolkitProposal:  # fmt: skip
     """The desired directory for a decision. `runtimes` are the low-level runtimes in the order in
     which the toolkit tries them; `root` is the driver root. An AgentError becomes the proposal's
     problem."""
-    text = _config(settings, host, found, decision, runtimes, root)
-    desired = tree.build(found.origin, found.directory.host, runtimes, text)
-    unchanged = ToolkitProposal(found, desired, Difference())
+    text = _config(settings, host, toolkit, decision, runtimes, root)
+    desired = tree.build(toolkit.origin, toolkit.directory.host, runtimes, text)
+    unchanged = ToolkitProposal(toolkit, desired, Difference())
     try:
-        _require_usable(settings, host, found.directory, decision)
-        difference = tree.difference(found.directory.agent, desired)
-        warnings = _warnings(found, decision)
-        if difference and not found.writable:
-            return replace(unchanged, warnings=(*warnings, _unwritable_warning(found, decision)))
-        path = found.directory.child(config.CONFIG)
+        _require_usable(settings, host, toolkit.directory, decision)
+        difference = tree.difference(toolkit.directory.agent, desired)
+        warnings = _warnings(toolkit, decision)
+        if difference and not toolkit.writable:
+            return replace(unchanged, warnings=(*warnings, _unwritable_warning(toolkit, decision)))
+        path = toolkit.directory.child(config.CONFIG)
         before = None
         with contextlib.suppress(Refused):  # a link or a directory is replaced
             before = files.read(path.agent, path.host)
         after = files.new_state(text)
         same = before is not None and before.data == after.data
         change = None if same else Change(path, before, after)
-        return ToolkitProposal(found, desired, difference, change, warnings)
+        return ToolkitProposal(toolkit, desired, difference, change, warnings)
     except AgentError as error:
         return replace(unchanged, problem=error)
 
 
-def _unwritable_warning(found: Toolkit, decision: Decision) -> str:
+def _unwritable_warning(toolkit: Toolkit, decision: Decision) -> str:
     """The warning that the present toolkit is used, because its directory cannot be written. Raises
     Refused if the toolkit would have to be installed from packages."""
-    if found.origin.kind == "packages":
+    if toolkit.origin.kind == "packages":
         raise Refused(
-            f"cannot install the toolkit in {found.directory}: it cannot be written; mount it "
+            f"cannot install the toolkit in {toolkit.directory}: it cannot be written; mount it "
             "writable, or give another directory with --toolkit-install-dir"
         )
     text = (
-        f"the toolkit in {found.origin.place} is used as it is, with a foreign config.toml: "
-        f"{found.directory} cannot be written"
+        f"the toolkit in {toolkit.origin.place} is used as it is, with a foreign config.toml: "
+        f"{toolkit.directory} cannot be written"
     )
     if decision.native or decision.annotation_prefix is None:
         return text
@@ -146,16 +146,16 @@ def _unwritable_warning(found: Toolkit, decision: Decision) -> str:
     )
 
 
-def _warnings(found: Toolkit, decision: Decision) -> tuple[str, ...]:
+def _warnings(toolkit: Toolkit, decision: Decision) -> tuple[str, ...]:
     """A warning if files are missing that inject GPUs without CDI."""
     needed = (programs.RUNTIME_HOOK, programs.CLI)
-    missing = [name for name in needed if name not in found.origin.programs]
-    if found.origin.kind == "packages":  # libraries of the host may be in any directory
-        missing += [name for name in origin.LIBRARIES if name not in found.origin.libraries]
+    missing = [name for name in needed if name not in toolkit.origin.programs]
+    if toolkit.origin.kind == "packages":  # libraries of the host may be in any directory
+        missing += [name for name in origin.LIBRARIES if name not in toolkit.origin.libraries]
     if decision.mode not in ("auto", "legacy", "hook") or not missing:
         return ()
     names = ", ".join(missing)
-    return (f"{found.origin.place} has no {names}: without CDI no container gets a GPU",)
+    return (f"{toolkit.origin.place} has no {names}: without CDI no container gets a GPU",)
 
 
 def require_trusted(host: HostRoot, name: str, purpose: str) -> None:
@@ -210,14 +210,14 @@ def _require_usable(
 
 
 def _config(
-    settings: Settings, host: HostRoot, found: Toolkit, decision: Decision,
+    settings: Settings, host: HostRoot, toolkit: Toolkit, decision: Decision,
     runtimes: tuple[str, ...], root: DriverRoot | None,
 ) -> bytes:  # fmt: skip
     driver_root = root.host_path if root else settings.driver_root or driver.HOST_DRIVER
     real = root is not None and root.trusted_file("/sbin/ldconfig.real") is not None
     ldconfig = os.path.join(driver_root, "sbin/ldconfig" + (".real" if real else ""))
     names = (programs.CLI, programs.CTK, programs.RUNTIME_HOOK)
-    paths = {name: found.path(name) or name for name in names}
+    paths = {name: toolkit.path(name) or name for name in names}
     user = "root:video" if _is_suse(host) else ""
     return config.render(
         config.data(settings, decision, runtimes, paths, driver_root, ldconfig, user)

@@ -132,8 +132,8 @@ def _packages(place: str) -> Origin:
     return Origin("packages", place, _present(found), _present(libraries))
 
 
-def _present(found: Mapping[str, str | None]) -> dict[str, str]:
-    return {name: path for name, path in found.items() if path}
+def _present(paths: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: path for name, path in paths.items() if path}
 
 
 def _installed(directory: HostPath) -> Origin | None:
