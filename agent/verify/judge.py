@@ -48,15 +48,15 @@ def effects_of_runtime_spec(spec: object) -> Effects:
     )
 
 
-def problem(expected: Effects, found: Effects) -> str:
+def problem(expected: Effects, actual: Effects) -> str:
     """The effects of a device that a container lacks or has more than once, in words; "" if there
     are none."""
     missing: list[str] = []
     repeated: list[str] = []
     for kind, expected_items, found_items in (
-        ("device node", expected.nodes, found.nodes),
-        ("mount", expected.mounts, found.mounts),
-        ("variable", expected.variables, found.variables),
+        ("device node", expected.nodes, actual.nodes),
+        ("mount", expected.mounts, actual.mounts),
+        ("variable", expected.variables, actual.variables),
     ):
         for item in expected_items:
             name = item.partition("=")[0] if kind == "variable" else item

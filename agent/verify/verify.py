@@ -120,7 +120,7 @@ def pod_runner(
 
 
 def _proofs(
-    node: ConfiguredRuntime, runner: PodRunner, injection: Injection, found: Device | Verdict
+    node: ConfiguredRuntime, runner: PodRunner, injection: Injection, device: Device | Verdict
 ) -> Iterator[Proof]:
     """The proofs under the default handler ("") and under each handler of NVIDIA's that the runtime
     shows or that is published."""
@@ -130,8 +130,8 @@ def _proofs(
     )
     for handler in ("", *sorted({*shown, injection.handler} - {""})):
         trials: tuple[DeviceTrial, ...] = ()
-        if isinstance(found, tuple) and not injection.why_not(handler):
-            name, effects = found
+        if isinstance(device, tuple) and not injection.why_not(handler):
+            name, effects = device
             requests = (DeviceRequest(name, prefix) for prefix in injection.prefixes)
             trials = tuple(
                 DeviceTrial(request, effects, start=not injection.native) for request in requests
@@ -140,12 +140,12 @@ def _proofs(
         yield Proof(handler, "pod runs", pod)
         for trial, verdict in zip(trials, verdicts, strict=False):
             yield _device_proof(node, injection, handler, trial, verdict)
-        if isinstance(found, tuple) and not trials:
+        if isinstance(device, tuple) and not trials:
             yield Proof(
-                handler, _DEVICE, Verdict("not tried", injection.why_not(handler)), found[0]
+                handler, _DEVICE, Verdict("not tried", injection.why_not(handler)), device[0]
             )
-    if isinstance(found, Verdict):
-        yield Proof("", _DEVICE, found)
+    if isinstance(device, Verdict):
+        yield Proof("", _DEVICE, device)
 
 
 def _device_proof(
