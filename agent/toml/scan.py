@@ -118,13 +118,13 @@ def comments_behind(text: str, path: Path) -> Counter[str]:
     return found
 
 
-def comments_above(text: str, but: Path) -> Counter[tuple[str, Path]]:
+def comments_above(text: str, excluded: Path) -> Counter[tuple[str, Path]]:
     """(comment, path of the header or key below it) of the comments right above headers and keys,
-    except for those of the key or table `but`."""
+    except for those of the key or table `excluded`."""
     found: Counter[tuple[str, Path]] = Counter()
     at = 0
     for statement in statements(text):
-        if "#" in text[at : statement.start] and statement.path[: len(but)] != but:
+        if "#" in text[at : statement.start] and statement.path[: len(excluded)] != excluded:
             near = _BLANK_LINE.split(text[at : statement.start])[-1]
             found.update((comment, statement.path) for comment in comments(near).elements())
         at = statement.end
