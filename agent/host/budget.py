@@ -2,9 +2,9 @@
 
 Invariant: every reader of such input takes its limits from this table. No input within the limits
 brings a process above 128 MiB, a third of the pod's limit, or takes longer than five seconds. An
-input that exceeds a limit is an error with its name and the limit, and only that input is lost.
+input over a limit is an error that names the input and the limit; all other inputs are still used.
 
-The waiting supervisor imports none of our modules; its limits are in `agent.daemon.supervisor`.
+The waiting supervisor imports none of our modules, so its limits are in `agent.daemon.supervisor`.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ SPEC = Budget(size=4 << 20, values=50_000, depth=100)
 # All specs of a directory together, in memory at the same time.
 SPECS = Budget(size=8 << 20, values=150_000)
 SPEC_DEVICES = 10_000  # devices of one spec, each of which is listed
-DEVICE_COST = 8  # a device counts as so many values
+DEVICE_COST = 8  # values as which a device counts
 SPEC_FILES = 2_000  # files in a directory: a node with DRA has one for each claim
 # A file that the runtime reads. A thousand registry mirrors: 100 KB, 16,000 tokens.
 TOML = Budget(size=1 << 20, values=100_000, depth=64)
-TOML_LINES = 15_000  # of a file that is edited
+TOML_LINES = 15_000  # lines of a file that is edited
 # The files of one runtime together. A drop-in for each handler makes a dozen.
 CONFIG = Budget(size=4 << 20, values=500)
-# What a runtime's executable prints: all files merged.
+# The standard output of a runtime's executable: all files merged.
 DUMP = Budget(size=2 << 20)
-STDERR = Budget(size=1 << 16)  # on its standard error: some lines
+STDERR = Budget(size=1 << 16)  # the standard error of that executable: some lines
 LINE = Budget(size=1 << 13, values=1_000)  # a line of a log
 # Version and Status: 20 to 200 KB, most of it the configuration with its mirrors.
 STATUS = Budget(size=2 << 20, values=20_000)
@@ -75,7 +75,7 @@ NESTED = Budget(size=0, depth=32)  # directories below a directory of drop-ins
 
 
 class OverBudget(ValueError):
-    """An input exceeds its budget. The message completes a sentence: "it has more than …"."""
+    """An input exceeds its budget. The message is the end of a sentence: "it has more than …"."""
 
 
 def too_large(budget: Budget) -> str:
@@ -93,7 +93,8 @@ def too_deep(depth: int) -> str:
     return f"it is nested more than {depth} levels deep"
 
 
-# In JSON each value but the first of a list or mapping follows a comma, and each key has a colon.
+# Characters that precede a value in JSON: the first of a list or mapping follows a bracket, each
+# other one a comma, and the value of a key a colon.
 _MARKS = ",:[{"
 JSON_DEPTH = 100  # levels; an answer of a runtime has a dozen
 _SURROGATE = re.compile("[\ud800-\udbff\ude00-\udfff\udc00-\udc7f]")
@@ -102,9 +103,9 @@ _SURROGATE = re.compile("[\ud800-\udbff\ude00-\udfff\udc00-\udc7f]")
 def json_value(data: bytes | str, budget: Budget) -> Any:
     """The value of a JSON text. Raises ValueError if it is not JSON or exceeds the budget.
 
-    Values are counted before parsing, by punctuation, including that in strings. Half of a UTF-16
-    pair becomes U+FFFD, as in Go, except for the surrogates with which Python keeps the bytes of a
-    path.
+    Values are counted before parsing, by their punctuation; punctuation in strings counts too. Half
+    of a UTF-16 pair becomes U+FFFD, as in Go, except for the surrogates that stand for bytes in
+    Python's paths.
     """
     if len(data) > budget.size:
         raise OverBudget(too_large(budget))
@@ -120,8 +121,8 @@ def json_value(data: bytes | str, budget: Budget) -> Any:
 
 
 def refuse_deep(value: Any, depth: int) -> None:
-    """Raise OverBudget if lists and mappings are nested more than `depth` levels deep, so that a
-    recursive function can walk through the value."""
+    """Raise OverBudget if lists and mappings are nested more than `depth` levels deep. A recursive
+    function can walk through any other value."""
     level = [value]
     for _ in range(depth + 1):
         level = [
@@ -136,7 +137,7 @@ def refuse_deep(value: Any, depth: int) -> None:
 
 
 def with_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """The value with all strings in it changed, keys included."""
+    """The value, with `change` applied to all strings in it, also to keys."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
@@ -147,19 +148,19 @@ def with_strings(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def some_names(directory: str | int, budget: Budget) -> tuple[list[str], bool]:
-    """The names in a directory, as many as the budget has values, and whether there are more.
-    Raises OSError."""
+    """The first names in a directory, at most `budget.values`, and whether there are more. Raises
+    OSError."""
     with os.scandir(directory) as entries:
-        found = [entry.name for entry in islice(entries, budget.values + 1)]
-    return found[: budget.values], len(found) > budget.values
+        first = [entry.name for entry in islice(entries, budget.values + 1)]
+    return first[: budget.values], len(first) > budget.values
 
 
 def names(directory: str | int, budget: Budget = DIRECTORY) -> list[str]:
-    """All names in a directory. Raises OSError, also if there are more than the budget has."""
-    found, more = some_names(directory, budget)
+    """All names in a directory. Raises OSError, also if there are more than `budget.values`."""
+    first, more = some_names(directory, budget)
     if more:
-        raise OSError(f"{too_many(budget, 'names')}; remove what is not needed")
-    return found
+        raise OSError(f"{too_many(budget, 'names')}; remove files that are not needed")
+    return first
 
 
 def text(path: str, limit: int = 1 << 20, errors: str = "surrogateescape") -> str:
@@ -173,7 +174,8 @@ def text(path: str, limit: int = 1 << 20, errors: str = "surrogateescape") -> st
 
 
 def lines(path: str, budget: Budget, errors: str = "surrogateescape") -> Iterator[str]:
-    """The lines of a file of the kernel, without line ends. Raises OSError, OverBudget."""
+    """The lines of a text file, without line ends. `errors` as in `open`. Raises OSError,
+    OverBudget."""
     left = budget.size
     with open(path, encoding="utf-8", errors=errors, newline="\n") as file:
         for number in range(budget.values + 1):

@@ -1,14 +1,14 @@
-"""Reading and writing files so that each is always whole: the old one or the new one.
+"""Reading and writing files atomically: each file always has its old or its new content.
 
 Invariant: a name never shows a part of a file. New content is written beside the file under a
 temporary name (it ends in `~`, so that no reader of configuration or specs takes it), forced to
 disk, given the old file's owner, mode and SELinux label, and renamed over the file. Then the
-directory is forced to disk.
+directory is forced to disk. "Durably" below means: forced to disk before the function returns.
 
-Every path here is an agent path whose links were followed before (`HostRoot.resolve`). Its
-directory is opened first, without following any link, and everything else happens relative to that
-descriptor. If somebody puts a link in the place of a directory meanwhile, there is an error, and
-no file elsewhere changes.
+Every path here is an agent path without links (`HostRoot.resolve`). The path's directory is opened
+first, without following any link, and all further calls are relative to that descriptor. If
+somebody puts a link in the place of a directory meanwhile, the call fails, and no file elsewhere
+changes.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}~")
 
 @dataclass(frozen=True)
 class FileState:
-    """A regular file as read: its bytes, and what a rewrite keeps.
+    """The state of a regular file: its bytes, and the mode, the owner and the SELinux label that a
+    rewrite keeps.
 
-    `links` is the number of its names; a rewrite changes only the one that was asked for.
+    `links` is the number of names of the file (hard links); a rewrite changes only one of them.
     """
 
     data: bytes
@@ -54,8 +55,9 @@ class FileState:
 
 @dataclass(frozen=True)
 class Change:
-    """One file before and after a change; None if there is no file. `outside` is a directory for
-    its temporary files, if the reader of its own directory takes every name in it."""
+    """The state of one file before and after a change; None if the file does not exist. `outside`
+    is a directory for temporary files. It is set if a program reads every file in the file's own
+    directory."""
 
     path: HostPath
     before: FileState | None
@@ -64,28 +66,29 @@ class Change:
 
 
 def new_state(data: bytes = b"", mode: int = 0o644) -> FileState:
-    """A file that did not exist before, with our user as its owner."""
+    """The state of a new file, with our user and group as its owner."""
     return FileState(data, mode, os.geteuid(), os.getegid())
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 in hexadecimal."""
+    """The SHA-256 of the data, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def temporary_name(base: str) -> str:
-    """A new temporary name for what is to become `base` in the same directory."""
+    """A new temporary name for a file that will be renamed to `base` in the same directory."""
     return f".{base}.{os.urandom(6).hex()}~"
 
 
 def final_name(entry: str) -> str | None:
-    """The name that the owner of a temporary name was to get; None for any other name."""
+    """The name to which the file with this temporary name would be renamed; None for any other
+    name."""
     found = _TEMPORARY.fullmatch(entry)
     return found[1] if found else None
 
 
 def read(path: str, name: str | None = None, limit: int = LIMIT) -> FileState | None:
-    """The file at an agent path, or None if there is none.
+    """The state of the file at an agent path, None if the file does not exist.
 
     Raises Refused for anything but a readable regular file of at most `limit` bytes; `name` is the
     path in the message. No part of the path may be a link (resolve it before).
@@ -104,7 +107,8 @@ def read(path: str, name: str | None = None, limit: int = LIMIT) -> FileState | 
 
 
 def _open(path: str) -> int:
-    """A descriptor to read a file, without following a link or waiting. Raises OSError."""
+    """Open a file for reading, and return its descriptor. No link is followed, and a FIFO does not
+    block. Raises OSError."""
     above, base = os.path.split(path)
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     with nofollow.open_directory(above) as directory:
@@ -126,8 +130,7 @@ def open_file(path: str) -> Iterator[FileIO]:
 
 
 def read_open(fd: int, name: str, limit: int = LIMIT) -> FileState:
-    """The same as `read` for an open file. Its type is checked before it is read. Raises OSError,
-    Refused."""
+    """As `read`, for an open file. Raises OSError, Refused."""
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode):
         kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
@@ -155,10 +158,10 @@ def _label(fd: int) -> bytes | None:
 
 
 def write(path: str, state: FileState, temporary: str | None = None) -> None:
-    """Put `state` at `path`, atomically and durably. Raises OSError, and leaves nothing behind.
+    """Write `state` to `path`, atomically and durably. Raises OSError; then no temporary file is
+    left.
 
-    `temporary` is the name of the temporary file, for a caller that must be able to find the file
-    after it was killed.
+    `temporary` is the name of the temporary file. A caller gives it to find the file after a kill.
     """
     with nofollow.open_parent(path) as (directory, base):
         temporary = temporary or temporary_name(base)
@@ -176,12 +179,12 @@ def _rename_or_remove(directory: int, temporary: str, base: str) -> None:
 
 
 def place(path: str, state: FileState, *, fresh: bool, transient: str, outside: str) -> None:
-    """Put `state` at `path`, in a directory whose reader takes every name in it.
+    """Write `state` to `path`, in a directory of which a program reads every file.
 
-    No name in that directory ever shows anything but complete, final bytes. `fresh`: there must be
-    no file yet. Otherwise the new bytes have the name `transient` for a moment. `outside` is a path
-    on the same file system for the incomplete file, used if the file system has no files without
-    a name (O_TMPFILE). Raises OSError, or Refused if there is no way.
+    Every name in that directory always shows complete, final content. With `fresh`, the file must
+    not exist yet. Otherwise the new content also has the name `transient` for a moment. If the file
+    system has no files without a name (O_TMPFILE), the incomplete file is written to the path
+    `outside`. Raises OSError; Refused if `outside` would be needed and is on another file system.
     """
     with nofollow.open_parent(path) as (directory, base):
         fd = _open_nameless(directory)
@@ -209,8 +212,8 @@ def _open_nameless(directory: int) -> int | None:
 
 
 def has_nameless_files(path: str) -> bool:
-    """Does the file system of a directory have files without a name (O_TMPFILE)? No name in the
-    directory changes. True if another error prevents an answer: the write will report it."""
+    """Does the file system of a directory have files without a name (O_TMPFILE)? The check changes
+    no name. If another error prevents an answer, true: the later write reports that error."""
     try:
         with nofollow.open_directory(path, os.O_RDONLY) as directory:
             fd = _open_nameless(directory)
@@ -242,7 +245,8 @@ def _move_in(directory: int, base: str, state: FileState, *, fresh: bool, outsid
 
 
 def stage(path: str, state: FileState, name: str | None = None) -> str:
-    """Write `state` durably under a temporary name beside `path`. Gives the temporary path."""
+    """Write `state` durably under a temporary name beside `path`, and return the temporary path.
+    Raises OSError."""
     with nofollow.open_parent(path) as (directory, base):
         name = name or temporary_name(base)
         _stage(directory, name, state)
@@ -263,7 +267,7 @@ def _stage(directory: int, name: str, state: FileState) -> None:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all bytes, in as many calls as it takes. Raises OSError."""
+    """Write all bytes to a descriptor, in as many calls as needed. Raises OSError."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -284,26 +288,27 @@ def _fill(fd: int, state: FileState) -> None:
 def sweep(directory: str, names: Collection[str] | None = None) -> None:
     """Remove the temporary files that killed processes left in a directory.
 
-    `names`: only those that were to get one of these names. Errors are ignored, because a leftover
-    does no harm. A living process that loses its temporary file gets an error from its rename.
+    With `names`, only those of files with these final names. Errors are ignored, because a
+    temporary file has no effect. A living process that loses its temporary file gets an error from
+    its rename.
     """
     with contextlib.suppress(OSError):
         with nofollow.open_directory(directory, os.O_RDONLY) as fd:
-            found = os.listdir(fd)
-        for entry in found:
+            entries = os.listdir(fd)
+        for entry in entries:
             base = final_name(entry)
             if base is not None and (names is None or base in names):
                 discard(os.path.join(directory, entry))
 
 
 def discard(path: str) -> None:
-    """Remove a file of ours that may or may not be there. Raises OSError."""
+    """Remove a file if it exists. Raises OSError."""
     with contextlib.suppress(FileNotFoundError), nofollow.open_parent(path) as (directory, base):
         _unlink(directory, base)
 
 
 def remove(path: str) -> None:
-    """The same, durably. Raises OSError."""
+    """Remove a file if it exists, durably. Raises OSError."""
     with contextlib.suppress(FileNotFoundError), nofollow.open_parent(path) as (directory, base):
         _unlink(directory, base)
         os.fsync(directory)
@@ -315,7 +320,8 @@ def _unlink(directory: int, name: str) -> None:
 
 
 def move(old: str, new: str) -> None:
-    """Give a file another name on its file system, durably. Raises OSError."""
+    """Rename a file, also over an existing one, durably. Raises OSError: EXDEV for another file
+    system."""
     with (
         nofollow.open_parent(old) as (source, base),
         nofollow.open_parent(new) as (directory, name),
@@ -325,26 +331,27 @@ def move(old: str, new: str) -> None:
 
 
 def names(path: str, most: Budget = budget.DIRECTORY) -> list[str]:
-    """The names in a directory. Raises OSError, also if there are more than `most`."""
+    """All names in a directory. Raises OSError, also if there are more than `most.values`."""
     with nofollow.open_directory(path, os.O_RDONLY) as directory:
         return budget.names(directory, most)
 
 
 def some_names(path: str, most: Budget) -> tuple[list[str], bool]:
-    """The first names in a directory, at most `most`, and whether there are more. Raises
+    """The first names in a directory, at most `most.values`, and whether there are more. Raises
     OSError."""
     with nofollow.open_directory(path, os.O_RDONLY) as directory:
         return budget.some_names(directory, most)
 
 
 def sync_directory(path: str) -> None:
-    """Make the names in a directory durable. Raises OSError."""
+    """Force the names in a directory to disk. Raises OSError."""
     with nofollow.open_directory(path, os.O_RDONLY) as directory:
         os.fsync(directory)
 
 
 def missing_directories(path: str) -> tuple[str, ...]:
-    """The directories that must be made so that `path` is one, the outermost first."""
+    """The directories that have to be made so that the directory `path` exists, the outermost
+    first."""
     missing = []
     while not os.path.isdir(path):
         missing.append(path)
@@ -353,29 +360,30 @@ def missing_directories(path: str) -> tuple[str, ...]:
 
 
 def make_directory(path: str, mode: int = 0o755) -> None:
-    """Make a directory that does not exist, durably, whatever the umask. Raises OSError."""
+    """Make a directory with this mode, regardless of the umask, durably. Raises OSError, also if it
+    exists."""
     with nofollow.open_parent(path) as (directory, name):
-        os.mkdir(name, mode, dir_fd=directory)  # final at once: a kill may come before the chmod
+        os.mkdir(name, mode, dir_fd=directory)  # the final mode, because a kill can precede chmod
         _set_mode(directory, name, mode)
         os.fsync(directory)
 
 
 def _set_mode(above: int, name: str, mode: int) -> None:
     """Give a new directory its mode, by its descriptor. A user who can write to the directory above
-    can exchange it. So only an empty directory of ours gets the mode; it may be another one than
-    was made, which makes no difference."""
+    can exchange the new directory. So the mode is set only if the directory is empty and ours; then
+    it makes no difference whether it is the one that was made."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, dir_fd=above)
     try:
         if os.fstat(fd).st_uid != os.geteuid() or os.listdir(fd):
-            raise OSError("somebody put something else in its place; look at what is there")
+            raise OSError("somebody put another file in its place; examine that file")
         os.fchmod(fd, mode)
     finally:
         os.close(fd)
 
 
 def make_directories(path: str, mode: int = 0o755) -> None:
-    """Make a directory and those above it, as far as they do not exist. Raises OSError."""
+    """Make a directory and the missing directories above it, durably. Raises OSError."""
     for missing in missing_directories(path):
         with contextlib.suppress(FileExistsError):
             make_directory(missing, mode)
@@ -389,7 +397,7 @@ def remove_empty_directory(path: str) -> None:
 
 
 def remove_directories(paths: Iterable[str]) -> None:
-    """Remove those directories of ours that are empty, the innermost first. Raises OSError."""
+    """Remove those of these directories that are empty, the innermost first. Raises OSError."""
     for path in sorted(paths, key=len, reverse=True):
         if not os.path.isdir(path) or names(path):  # checked first, because of read-only disks
             continue

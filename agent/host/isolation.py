@@ -1,9 +1,9 @@
 """Running a program of the host in namespaces from which no write reaches the host.
 
 Invariant: the program has its own mounts, network and processes. It sees the host's files
-read-only, except for some directories, which are empty and writable for it, and some files, which
-are replaced by others. It ends with its context at the latest, also if this process is killed.
-`agent.host.isolation_child` makes the namespaces.
+read-only, except for some directories, which are empty and writable in the namespaces, and some
+files, whose content is replaced. The program ends with its context at the latest, also if this
+process is killed. `agent.host.isolation_child` makes the namespaces.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ _MOST_OUTPUT = 1 << 20  # bytes of output that are read
 
 
 class CannotIsolate(Exception):
-    """The namespaces cannot be made here; the message says why."""
+    """The namespaces cannot be made here. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class View:
-    """The file system as the program sees it. All paths are host paths.
+    """The differences between the host's files and the files that the program sees. All paths are
+    host paths.
 
-    work: an existing directory, which is empty and writable for the program.
-    writable: more directories of that kind.
-    visible: paths below these that keep their content.
-    files: contents by path without links; None hides the file.
-    programs: executable files that must exist; an empty one is made if the host has none.
+    `work`: an existing directory, which is empty and writable for the program.
+    `writable`: further directories that are empty and writable.
+    `visible`: paths in these directories that keep their content.
+    `files`: contents by path (without links); None hides the file.
+    `programs`: executable files that must exist; the program sees an empty file if the host has
+    none.
     """
 
     work: str
@@ -45,7 +47,7 @@ class View:
 
 
 class IsolatedProgram:
-    """A program that was started; `pid` is its process as we see it."""
+    """A program that was started. `pid` is its pid in our own pid namespace."""
 
     def __init__(self, child: subprocess.Popen[str], pid: int, log: int) -> None:
         self.pid = pid
@@ -53,7 +55,7 @@ class IsolatedProgram:
         self._log = log
 
     def path(self, host_path: str) -> str:
-        """The agent path of what the program sees at a host path."""
+        """The agent path of the file that the program sees at a host path."""
         return f"/proc/{self.pid}/root{host_path}"
 
     def has_ended(self) -> bool:
@@ -65,7 +67,7 @@ class IsolatedProgram:
         return os.pread(self._log, _MOST_OUTPUT, 0).decode("utf-8", "replace")
 
     def end(self) -> None:
-        """End the program and all that it started."""
+        """End the program and all processes that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)  # the kernel kills the whole pid namespace
         self._child.wait()
@@ -75,7 +77,8 @@ class IsolatedProgram:
 def start(
     host: HostRoot, argv: Sequence[str], env: Mapping[str, str], view: View
 ) -> Iterator[IsolatedProgram]:
-    """Start a program, by its host path, and end it with the context.
+    """Start a program in namespaces, and end it when the context ends. `argv` has the host path of
+    the program first; `env` is its whole environment.
 
     Raises CannotIsolate if the namespaces cannot be made, or the program cannot be started.
     """
@@ -106,7 +109,7 @@ def start(
 
 
 def _pid(child: subprocess.Popen[str]) -> int:
-    """The pid of the program, once it runs. Raises CannotIsolate."""
+    """The pid of the started program, which the child prints. Raises CannotIsolate."""
     assert child.stdout is not None
     word, _, rest = child.stdout.readline().strip().partition(" ")
     if word == "pid":

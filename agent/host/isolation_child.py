@@ -1,11 +1,11 @@
-"""The child process of `agent.host.isolation`: it makes the namespaces and runs the program.
+"""The child process of `agent.host.isolation`, which makes the namespaces and runs the program.
 
 Invariant: every mount of the host is read-only before the program starts, so that no write reaches
-the host. This process imports little and starts no thread.
+the host. This process imports few modules and starts no thread.
 
-Standard input has the fields of `isolation.View`, and the program, as `marshal` writes them.
-Standard output is one line: `pid N`, with the program's pid as the parent sees it, or `cannot` and
-the reason.
+Standard input has the fields of `isolation.View`, and the program, in the format of `marshal`.
+Standard output is one line: `pid N`, with the program's pid in the parent's namespace, or `cannot`
+and the reason.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _AT_CWD, _RECURSIVE = -100, 0x8000  # mount_setattr
 
 
 class _CannotStart(Exception):
-    """The program cannot be started; the message says why."""
+    """The program cannot be started. The message is the reason."""
 
 
 def main() -> NoReturn:
-    """Start the program of standard input, and wait for its end."""
+    """Start the program that standard input describes, and end with its exit code."""
     given = marshal.load(sys.stdin.buffer)  # noqa: S302 - from our parent
     syscalls.call(_PRCTL, _DIE_WITH_PARENT, _KILL)
     try:
@@ -76,7 +76,8 @@ def _words(step: str, error: OSError) -> str:
 
 
 def _become(given: dict[str, Any], failed: int) -> NoReturn:
-    """Process 1 of the new namespaces: prepare the view of the host, and execute the program."""
+    """Become process 1 of the new namespaces: prepare the view of the host, and execute the
+    program. An error is written to the descriptor `failed`."""
     step = "start"
     try:
         null = os.open(os.devnull, os.O_RDONLY)
@@ -85,7 +86,7 @@ def _become(given: dict[str, Any], failed: int) -> NoReturn:
         _mount("", "/", "", _ALL | _PRIVATE)
         step = "enter the host root"
         if given["root"] != "/":
-            # A root is read-only as a whole only as a mount.
+            # Only a mount can be made read-only as a whole, so the root becomes one.
             _mount(given["root"], given["root"], "", _BIND | _ALL)
             os.chroot(given["root"])
         os.chdir("/")
@@ -178,9 +179,9 @@ def _set_up_network() -> None:
 
 
 class _Stage:
-    """Prepares the file system as the program sees it. All paths are host paths.
+    """Prepares the files that the program sees. All paths are host paths.
 
-    The files that are made for the program lie in `work`, and are mounted over the real names.
+    The files that are made for the program are in `work`, and are mounted over the real names.
     """
 
     def __init__(self, given: dict[str, Any]) -> None:
@@ -189,7 +190,7 @@ class _Stage:
         self._count = 0
 
     def prepare(self) -> None:
-        """Mount what `View` describes. Raises OSError or _CannotStart."""
+        """Make the mounts that `View` describes. Raises OSError or _CannotStart."""
         visible = [(path, os.open(path, os.O_PATH)) for path in self._given["visible"]
                    if os.path.lexists(path)]  # fmt: skip
         for path in (self._work, *self._given["writable"]):
@@ -205,12 +206,13 @@ class _Stage:
     def _make_writable(self, path: str) -> None:
         if os.path.isdir(path):
             _mount("tmpfs", path, "tmpfs", _NO_SETUID | _NO_DEVICES, "mode=0755,size=256m")
-        elif (above := _existing(path)) != "/":  # in `/` none can be made
+        elif (above := _existing(path)) != "/":  # no directory can be made in `/`
             self._renew(above)
             os.makedirs(path, exist_ok=True)
 
     def _show(self, path: str, source: int) -> None:
-        """Show a file or directory again that an empty directory hides."""
+        """Mount a file or directory again at `path`, where an empty directory hides it. `source` is
+        its descriptor."""
         held = f"/proc/self/fd/{source}"
         if os.path.lexists(path):
             return
@@ -240,7 +242,7 @@ class _Stage:
     def _renew(self, directory: str) -> None:
         """Replace a directory by a writable one with the same entries."""
         if not os.statvfs(directory).f_flag & os.ST_RDONLY:
-            return  # made before
+            return  # it was replaced before
         if directory == "/":
             raise _CannotStart("a directory at the top of the host would have to be made")
         new = self._name()

@@ -1,7 +1,7 @@
-"""One agent at a time per node.
+"""File locks, such as the node's lock, which only one agent holds at a time.
 
-Invariant: the lock belongs to an open file, and lives as long as its holder. The file is never
-truncated and never removed, so that two processes never lock two files under one name.
+Invariant: the lock belongs to an open file, and ends with the process that holds it. The file is
+never truncated and never removed, so that two processes never lock two files under one name.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from agent.host import nofollow
 
 
 def take(path: str) -> int:
-    """Take the lock at an agent path. Gives the descriptor that holds it until it is closed.
+    """Take the lock at an agent path. Returns the descriptor that holds the lock until it is
+    closed.
 
-    Raises Locked if another process holds it, Refused.
+    Raises Locked if another process holds the lock; Refused if the file cannot be opened.
     """
     above, name = os.path.split(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -27,7 +28,10 @@ def take(path: str) -> int:
         with nofollow.open_directory(above) as directory:
             fd = os.open(name, flags, 0o600, dir_fd=directory)
     except OSError as error:
-        raise Refused(f"cannot open the lock {path}: {reason(error)}") from error
+        raise Refused(
+            f"cannot open the lock {path}: {reason(error)}; it has to be a regular file that this "
+            "user can write"
+        ) from error
     try:
         lock(path, fd)
     except BaseException:
@@ -50,11 +54,13 @@ def lock(path: str, fd: int, holder: str = "toolkit-agent") -> None:
 
 @contextlib.contextmanager
 def held(path: str, inherited: int | None = None) -> Iterator[None]:
-    """Hold the lock at an agent path. Raises Locked if another process holds it, Refused.
+    """Hold the lock at an agent path during the context. Raises Locked if another process holds it;
+    Refused.
 
-    `inherited` is the descriptor of a parent that holds the lock for us, or that released it to a
-    revert (see `agent.transaction.stand_aside`); then it is locked again, for the parent too. It is
-    not used if somebody removed the file since, because others would lock a new file.
+    `inherited` is a descriptor from the parent process, which holds the lock for us. If the parent
+    released the lock to a revert (`agent.transaction.stand_aside`), it is locked again, for the
+    parent too. If somebody removed the file since, the descriptor is not used, because other
+    processes would lock a new file.
     """
     if inherited is not None and is_current(path, inherited):
         lock(path, inherited)
@@ -68,7 +74,7 @@ def held(path: str, inherited: int | None = None) -> Iterator[None]:
 
 
 def is_current(path: str, fd: int) -> bool:
-    """Is an open file still the one at its path?"""
+    """Is the open file `fd` still the file at this path?"""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(fd))
     except OSError:

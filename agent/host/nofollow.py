@@ -4,8 +4,8 @@
 could put a link in the place of a directory.
 
 Invariant: a path is walked directory by directory, each opened relative to the one above it. No
-link is followed, be it the last part or a magic link, and no `..`. An operation relative to the
-descriptor happens in that very directory, whatever becomes of its name.
+link is followed, also not in the last part and no magic link, and no `..`. An operation relative to
+the descriptor acts in that directory, even if the directory's name changes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _PATH_MAX = 4096  # bytes, with the final zero
 
 @contextlib.contextmanager
 def open_directory(path: str, flags: int = os.O_PATH) -> Iterator[int]:
-    """A descriptor of the directory at a resolved agent path. With os.O_RDONLY for `flags` the
-    directory can be listed and forced to disk.
+    """Open the directory at a resolved agent path, and yield its descriptor. With os.O_RDONLY as
+    `flags`, the directory can be listed and forced to disk.
 
     Raises OSError: ELOOP if a part of the path is a link, EXDEV if a part is `..`.
     """
@@ -42,15 +42,16 @@ def open_directory(path: str, flags: int = os.O_PATH) -> Iterator[int]:
 
 @contextlib.contextmanager
 def open_parent(path: str) -> Iterator[tuple[int, str]]:
-    """A descriptor of the directory that holds a path, which can be forced to disk, and the path's
-    name in it. Raises OSError."""
+    """Open the directory above a path, and yield its descriptor and the path's last name. The
+    directory can be forced to disk. Raises OSError."""
     above, name = os.path.split(path)
     with open_directory(above, os.O_RDONLY) as directory:
         yield directory, name
 
 
 def walk(path: str, flags: int) -> int:
-    """Open a path part by part; gives the descriptor of the last part. Raises OSError."""
+    """Open a path part by part, and return the descriptor of the last part. `flags` are for the
+    last part. Raises OSError."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     first = "/" if path.startswith("/") else "."
     if not parts:

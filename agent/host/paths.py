@@ -1,15 +1,15 @@
-"""Paths of the host, as the host calls them and as the agent opens them.
+"""Host paths and agent paths: the name of a file on the host, and the path by which we open it.
 
-- The host root is the directory in which the agent sees the host's `/`; outside a container it is
+- The host root is the directory at which the agent sees the host's `/`; outside a container it is
   `/` itself.
-- A host path is the name on the host. It goes into imports, the status file and every file that we
-  write.
-- An agent path is the name under which the agent opens the same file. It lies below the host root,
-  or on a mount of the agent's own, such as gpu-operator's `/runtime/config-dir`.
+- A host path is the name on the host. Imports, the status file and every file that we write have
+  host paths.
+- An agent path is the path by which the agent opens the same file. It is below the host root, or on
+  a mount of the agent's container, such as gpu-operator's `/runtime/config-dir`.
 
 Invariant: links are followed inside the host root only, as the host would follow them. A path that
 leads out of the host root is refused before it is opened. A resolved path has no link in it, and it
-is opened without following any (`agent.host.nofollow`), so that a link made later leads nowhere.
+is opened without following any (`agent.host.nofollow`), so that a link made later has no effect.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from dataclasses import dataclass, field, replace
 from agent.errors import Refused, UsageError, reason
 from agent.host import budget
 
-MAX_LINKS = 40  # as the kernel
-_PATH_MAX = 4096  # as the kernel
+MAX_LINKS = 40  # links in one path; the kernel's limit
+_PATH_MAX = 4096  # bytes; the kernel's limit
 
-# The target of such a link depends on a process, and may have no name.
+# Links whose target depends on a process and may have no name.
 MAGIC = re.compile(r"/proc/[0-9]+/.")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
@@ -41,7 +41,8 @@ _STANDARD = frozenset(
 
 @dataclass(frozen=True)
 class HostPath:
-    """One file under both of its names: `agent` is opened, `host` is written."""
+    """The agent path and the host path of one file: `agent` is opened, `host` is written and
+    shown."""
 
     agent: str
     host: str
@@ -54,7 +55,7 @@ class HostPath:
         return os.path.basename(self.host)
 
     def child(self, name: str) -> HostPath:
-        """The path of a name in this directory."""
+        """The path of the entry `name` in this directory."""
         return HostPath(os.path.join(self.agent, name), os.path.join(self.host, name))
 
 
@@ -71,7 +72,8 @@ class Mount:
 
 
 def parse_mountinfo(lines: Iterable[str]) -> tuple[Mount, ...]:
-    """Mounts in the order of /proc/self/mountinfo: later ones hide earlier ones (proc(5))."""
+    """The mounts in lines of /proc/self/mountinfo, in their order. A later mount hides an earlier
+    one at the same point (proc(5))."""
     mounts = []
     for line in lines:
         fields = line.split(" ")
@@ -87,12 +89,13 @@ def _unescape(text: str) -> str:
 
 
 def is_below(path: str, *directories: str) -> bool:
-    """Is a path one of the directories, or in one of them, by its name?"""
+    """Is a path one of the directories, or below one of them? Only names are compared."""
     return any(path == one or path.startswith(one.rstrip("/") + "/") for one in directories)
 
 
 def _normal(path: str) -> str:
-    """Without `.` and double slashes; `..` behind a link would lead elsewhere, and stays."""
+    """The path without `.` and double slashes. A path with `..` is not changed, because `..` after
+    a link leads to another directory."""
     return path if ".." in path.split("/") else os.path.normpath(path)
 
 
@@ -103,12 +106,12 @@ def _rebase(path: str, old: str, new: str) -> str:
 
 @dataclass(frozen=True)
 class HostRoot:
-    """The host as the agent sees it: the directory that holds its files, and the agent's mounts.
+    """The files of the host: the directory at which the agent sees them, and the agent's mounts.
 
-    `spelled` is the directory as it was given, `root` the same without links. `views` are pairs of
-    an agent directory and the host directory that it shows, the longest host directory first. A
-    view wins over the host root, because a container may see the root read-only and that one
-    directory writable. `open_host_root` finds the views once; afterwards nothing changes.
+    `spelled` is that directory as it was given, `root` is the same path without links. `mounts` are
+    the agent's mounts. `views` are pairs of an agent directory and the host directory that it
+    shows, the longest host directory first. A view wins over the host root, because a container can
+    see the root read-only and one directory of it writable. `open_host_root` finds the views once.
     """
 
     spelled: str
@@ -130,12 +133,13 @@ class HostRoot:
 
     @property
     def is_host(self) -> bool:
-        """True if the agent runs on the host itself, not in a container."""
+        """Does the agent run on the host itself, not in a container?"""
         return self.root == "/"
 
     @property
     def proc(self) -> str:
-        """The host's /proc; a hostPath mount of `/` brings it along, also without hostPID."""
+        """The agent path of the host's /proc. A hostPath mount of `/` includes it, also without
+        hostPID."""
         candidate = os.path.join(self.root, "proc")
         return candidate if os.path.exists(os.path.join(candidate, "self")) else "/proc"
 
@@ -146,17 +150,13 @@ class HostRoot:
         return shown if os.path.exists(shown) else os.path.join(self.proc, name)
 
     def locate(self, given: str) -> HostPath:
-        """The file or directory that an option names, there or not, with its links followed.
-
-        Raises Refused if it leads out of the host root.
-        """
+        """The path of an option (`given`), with its links followed. The file need not exist. Raises
+        Refused if the path leads out of the host root."""
         return self.with_mounts_of(given).resolve(self.name(given))
 
     def name(self, given: str) -> str:
-        """The host path of what an option names, with the links in it as they are.
-
-        On a mount that cannot be found below the host root, the path is left as it is.
-        """
+        """The host path of the path of an option (`given`), without following links. On a mount
+        that cannot be found below the host root, the path is returned unchanged."""
         path = _normal(given)
         if self.is_host:
             return path
@@ -167,14 +167,15 @@ class HostRoot:
         return os.path.join(view[1], rest) if view and rest else view[1] if view else path
 
     def seen_by_host(self, path: str) -> str:
-        """The host path of a path from /proc, which shows the files of a chrooted process under the
-        names that we have for them."""
+        """The host path of a path that /proc shows. For a process in a chroot, /proc shows agent
+        paths."""
         inside = not self.is_host and is_below(path, self.root)
         return _rebase(path, self.root, "/") if inside else path
 
     def with_mounts_of(self, *given: str) -> HostRoot:
-        """The same host root, with a view for each mount of the agent's own on which one of these
-        paths lies. A mount whose directory is not found on the host keeps its name."""
+        """The same host root, with a view for each mount of the agent's container that holds one of
+        these paths. If the mounted directory is not found on the host, the mount point is taken for
+        its host path."""
         host = self
         for path in map(_normal, given):
             if not (self.is_host or is_below(path, self.root, self.spelled)):
@@ -184,15 +185,15 @@ class HostRoot:
 
     def with_view(self, agent: str, host: str) -> HostRoot:
         """The same host root, in which the agent's directory `agent` shows the host's directory
-        `host`; also under the name that this has without links (/usr/local/nvidia is
+        `host`, both by that path and by its path without links (/usr/local/nvidia is
         /var/usrlocal/nvidia if /usr is read-only)."""
         if self.is_host:
             return self
-        found = self._with((os.path.realpath(agent), host))
+        with_path = self._with((os.path.realpath(agent), host))
         try:
-            return found._with((os.path.realpath(agent), found.resolve(host).host))
+            return with_path._with((os.path.realpath(agent), with_path.resolve(host).host))
         except Refused:
-            return found
+            return with_path
 
     def _with(self, view: tuple[str, str]) -> HostRoot:
         if view in self.views:
@@ -200,8 +201,8 @@ class HostRoot:
         return replace(self, views=tuple(sorted((*self.views, view), key=lambda v: -len(v[1]))))
 
     def _view_of(self, path: str) -> tuple[tuple[str, str] | None, str]:
-        """The mount of the agent's own that holds a path, with its name on the host, and the rest
-        of the path. No view if the container has the mount for itself."""
+        """The view for the mount of the agent's container that holds a path (mount point and host
+        path), and the rest of the path. None if the mount is not one of the host's directories."""
         mount, rest = self._own_mount(path)
         if mount is None:
             return None, ""
@@ -210,8 +211,8 @@ class HostRoot:
             return None, ""
         return (mount.point, host or mount.point), rest
 
-    def on_mount(self, path: HostPath) -> bool:
-        """Is a file on the host, and not in the container's own file system?"""
+    def is_on_host(self, path: HostPath) -> bool:
+        """Is a file on the host, not in the container's own file system?"""
         return (
             self.is_host
             or is_below(path.agent, self.root)
@@ -220,35 +221,35 @@ class HostRoot:
 
     @property
     def mount_points(self) -> frozenset[str]:
-        """Agent paths on which something is mounted."""
+        """The agent paths of all mount points."""
         return frozenset(mount.point for mount in self.mounts)
 
     def mount(self, path: HostPath) -> Mount | None:
-        """The mount that holds a file, there or not; None if that is not known."""
-        found = [mount for mount in self.mounts if is_below(path.agent, mount.point)]
-        # Of mounts at one point the last hides the others; `max` takes the first of equal ones.
-        return max(reversed(found), key=lambda mount: len(mount.point), default=None)
+        """The mount that holds a file, which need not exist; None if it is not known."""
+        mounts = [mount for mount in self.mounts if is_below(path.agent, mount.point)]
+        # The last mount at a point hides the others; `max` returns the first of equal items.
+        return max(reversed(mounts), key=lambda mount: len(mount.point), default=None)
 
     def has_view_below(self, host: str) -> bool:
         """Does a view show a directory below a host path?"""
         return any(is_below(view, host) and view != host for _, view in self.views)
 
     def agent_path(self, host: str) -> str:
-        """The agent path of a host path; links are not followed."""
+        """The agent path of a host path, without following links."""
         for agent, directory in self.views:
             if is_below(host, directory):
                 return _rebase(host, directory, agent)
         return host if self.is_host else self.root + host
 
     def resolve(self, host: str) -> HostPath:
-        """Follow every link of a host path, inside the host root.
+        """Follow every link of a host path, inside the host root. The last parts need not exist.
 
-        The last parts need not exist. A dangling link is refused, and so is a link of /proc that
-        leads into a process. Raises Refused.
+        Raises Refused for a path that leads out of the host root, a dangling link, and a link of
+        /proc that leads into a process.
         """
         refuse_odd(host)
-        found = self._follow(host, host, [])
-        return HostPath(self.agent_path(found), found)
+        path = self._follow(host, host, [])
+        return HostPath(self.agent_path(path), path)
 
     def _follow(self, path: str, asked: str, links: list[str]) -> str:
         done = "/"
@@ -295,11 +296,11 @@ class HostRoot:
             raise Refused(f"cannot follow {asked}: {here}: {reason(error)}") from error
 
     def _own_mount(self, path: str) -> tuple[Mount | None, str]:
-        """The mount that holds a path, and the rest of the path below it; None for the container's
-        root, and for a mount that holds the host root.
+        """The mount that holds a path, and the rest of the path below the mount; None for the
+        container's root, and for a mount that holds the host root.
 
-        The path is shortened from its end until a mount is found, so that a link below the mount is
-        left for `resolve`, which follows it as the host would.
+        The path is shortened from its end until a mount is found, so that `resolve` follows links
+        below the mount as the host would.
         """
         points = {mount.point: mount for mount in self.mounts if mount.point != "/"}
         above, rest = path, ""
@@ -313,11 +314,12 @@ class HostRoot:
         return None, ""
 
     def _name_on_host(self, mount: Mount) -> str | None:
-        """The host path of a mounted directory: the one with the same device and inode.
+        """The host path of a mounted directory, None if it is not found. It is the first candidate
+        with the same device and inode.
 
-        Candidates are the same name below the host root, and the directory's name on each mount of
-        the same device there. If the host has the directory under two names, the name on its own
-        mount comes before the one that leads through the whole disk.
+        Candidates are the mount point below the host root, and the directory's path on each mount
+        of the same device there. If the host has the directory under two paths, the one on its own
+        mount comes before the one on a mount of the whole disk.
         """
         candidates = [mount.point]
         for other in sorted(self.mounts, key=lambda other: -len(other.root)):
@@ -332,7 +334,8 @@ class HostRoot:
 
 
 def refuse_odd(path: str) -> None:
-    """Refuse a path with a control character, or one that is longer than the kernel allows."""
+    """Raise Refused for a path with a control character, or one that is longer than the kernel
+    allows."""
     if _CONTROL.search(path):
         raise Refused(
             f"cannot use the path {path!r}: it has a line break or another control character in "
@@ -354,10 +357,10 @@ def _same(one: str, other: str) -> bool:
 
 
 def open_host_root(root: str | None, paths: Iterable[str] = ()) -> HostRoot:
-    """The host root as asked for, else `/host` if something is mounted there, else `/`.
+    """Open the host root: `root`, else `/host` if that is a mount point, else `/`.
 
-    `paths` are those that the options and the defaults name: the mounts that hold them are found
-    now. Raises UsageError, Refused.
+    `paths` are those of the options and the defaults; a view is made for each mount that holds one.
+    Raises UsageError if the root cannot be used; Refused if the mounts cannot be read.
     """
     try:
         mounts = parse_mountinfo(budget.lines("/proc/self/mountinfo", budget.MOUNTS))
@@ -367,5 +370,5 @@ def open_host_root(root: str | None, paths: Iterable[str] = ()) -> HostRoot:
         raise Refused(
             f"cannot read /proc/self/mountinfo: {error}; unmount what is left over"
         ) from error
-    found = root or ("/host" if os.path.ismount("/host") else "/")
-    return HostRoot(found, mounts).with_mounts_of(*paths)
+    directory = root or ("/host" if os.path.ismount("/host") else "/")
+    return HostRoot(directory, mounts).with_mounts_of(*paths)

@@ -11,12 +11,13 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 
-# By machine, as `uname -m` calls it.
+# The number of the call by machine (`uname -m`).
 RENAMEAT2: Mapping[str, int] = {"x86_64": 316, "aarch64": 276}
 
 
 def call(numbers: Mapping[str, int], *arguments: int | bytes) -> int:
-    """Make a system call, given its numbers by machine. Gives its result. Raises OSError."""
+    """Make a system call and return its result. `numbers` has the number of the call by machine.
+    Raises OSError."""
     number = numbers.get(os.uname().machine)
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -28,7 +29,7 @@ def call(numbers: Mapping[str, int], *arguments: int | bytes) -> int:
 
 @functools.cache
 def _libc() -> Callable[..., tuple[int, int]]:
-    """A function that makes a call, and gives the result and errno."""
+    """A function that makes a system call and returns its result and errno."""
     import ctypes  # here, because the import is slow
 
     libc = ctypes.CDLL(None, use_errno=True)

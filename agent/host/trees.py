@@ -1,6 +1,6 @@
 """Replacing a whole directory in one step, so that a reader finds the old one or the new one.
 
-Invariant: nothing is written below a name that is in use. A tree is built under a temporary name,
+Invariant: no file is written below a name that is in use. A tree is built under a temporary name,
 and then exchanges its name with the old tree in one call (renameat2). Paths are resolved agent
 paths, and no link in them is followed (`agent.host.nofollow`).
 """
@@ -21,13 +21,13 @@ _EXCHANGE = 2
 
 
 def draft_name(path: str) -> str:
-    """A temporary path beside `path` for the tree that is to replace it."""
+    """A new temporary path beside `path`, for the tree that will replace `path`."""
     above, base = os.path.split(path)
     return os.path.join(above, files.temporary_name(base))
 
 
-def unfinished(path: str) -> list[str]:
-    """The temporary paths that exist beside `path`. Raises OSError."""
+def unfinished_drafts(path: str) -> list[str]:
+    """The trees that killed processes left under temporary paths beside `path`. Raises OSError."""
     above, base = os.path.split(path)
     if not os.path.isdir(above):
         return []
@@ -41,7 +41,8 @@ def is_writable(path: str) -> bool:
 
 
 def copy(source: str, path: str, mode: int) -> tuple[str, os.stat_result]:
-    """Copy a file durably to a new name. Gives its SHA-256 and its status. Raises OSError."""
+    """Copy the file `source` durably to the new path `path` with this mode. Returns the SHA-256 of
+    its content, and the status of the copy. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     hashed = hashlib.sha256()
     with files.open_file(source) as file, nofollow.open_parent(path) as (directory, base):
@@ -58,7 +59,8 @@ def copy(source: str, path: str, mode: int) -> tuple[str, os.stat_result]:
 
 
 def hard_link(source: str, path: str) -> os.stat_result:
-    """Give a file a second name, or copy it if that is not possible. Raises OSError."""
+    """Give the file `source` the second name `path`, or copy it if that is not possible. Returns
+    the status of the new name. Raises OSError."""
     with nofollow.open_parent(source) as (old, name), nofollow.open_parent(path) as (new, base):
         try:
             os.link(name, base, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
@@ -71,7 +73,8 @@ def hard_link(source: str, path: str) -> os.stat_result:
 
 
 def hard_link_tree(source: str, path: str) -> None:
-    """The same for a file or a whole directory. Directories and symbolic links are made anew."""
+    """As `hard_link`, for a file or a whole directory. Directories and symbolic links are
+    copied."""
     found = os.lstat(source)
     if stat.S_ISLNK(found.st_mode):
         make_symlink(os.readlink(source), path)
@@ -91,10 +94,11 @@ def make_symlink(target: str, path: str) -> None:
 
 
 def exchange(one: str, other: str) -> None:
-    """Two directories beside each other exchange their names, in one step.
+    """Exchange the names of two directories in the same parent directory, in one step.
 
-    Raises OSError, with nothing changed: EINVAL or ENOSYS if the file system or the kernel cannot.
-    The caller forces the result to disk, so that an error of that is a separate one.
+    Raises OSError, and then nothing is changed: EINVAL or ENOSYS if the file system or the kernel
+    cannot do it. The result is not forced to disk; the caller does that, so that it can tell the
+    two errors apart.
     """
     with nofollow.open_parent(one) as (fd, first):
         names = os.fsencode(first), os.fsencode(os.path.basename(other))
@@ -102,7 +106,8 @@ def exchange(one: str, other: str) -> None:
 
 
 def are_same(one: str, other: str) -> bool:
-    """Are two agent paths names of one file, or directories with such entries? Raises OSError."""
+    """Are two agent paths hard links of one file, equal symbolic links, or directories whose
+    entries are the same in this sense? Raises OSError."""
     first, second = os.lstat(one), os.lstat(other)
     if (first.st_mode, first.st_uid) != (second.st_mode, second.st_uid):
         return False
@@ -117,9 +122,10 @@ def are_same(one: str, other: str) -> bool:
 
 
 def remove(path: str, last: str = "") -> None:
-    """Remove a directory with all that is in it, if it exists. Raises OSError.
+    """Remove a directory and everything in it, durably, if it exists. Raises OSError.
 
-    `last` is the file that is removed last, because it says what the directory is.
+    `last` is the name of the entry that is removed last. If the process is killed before that, the
+    entry still marks the directory as ours.
     """
     try:
         with nofollow.open_parent(path) as (parent, base):

@@ -1,13 +1,13 @@
-"""Whether root alone decides what is at a path of the host, and opening such a path.
+"""The trusted opening of a path: only root may be able to change the file to which a path leads.
 
-It is not enough to look at the nearest directory. Somebody who can write a directory further up, or
-who made a link on the way, decides what the path leads to.
+The nearest directory alone does not decide this. A user who can write a directory further up, or
+who made a link in the path, can change the file too.
 
 Invariant: one walk from our own root through the host root, with a descriptor for each part of the
-path. Every part is judged by its descriptor, and the last descriptor is what the caller reads,
-mounts or names. Links are followed inside the host root only, as in `HostRoot.resolve`. If root
-alone can change every part, only root can change what the path leads to. A later look-up by name,
-by us or by a program that we start, then finds the same.
+path. Every part is judged by its descriptor, and the caller reads, mounts or names the last
+descriptor. Links are followed inside the host root only, as in `HostRoot.resolve`. If only root can
+change every part, only root can change the file to which the path leads. A later look-up by name,
+by us or by a program that we start, then finds the same file.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from agent.host.paths import MAGIC, MAX_LINKS, HostPath, HostRoot, refuse_odd
 _PART = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def distrust(found: FileState | os.stat_result) -> str | None:
-    """Why a user other than root can change a file or a directory, and what to do about it; None
-    if no such user can."""
-    if isinstance(found, FileState):
-        uid, mode = found.uid, found.mode
+def distrust(status: FileState | os.stat_result) -> str | None:
+    """The reason why a user other than root can change a file or a directory, with the remedy; None
+    if only root can. The text follows the path in a message."""
+    if isinstance(status, FileState):
+        uid, mode = status.uid, status.mode
     else:
-        uid, mode = found.st_uid, stat.S_IMODE(found.st_mode)
+        uid, mode = status.st_uid, stat.S_IMODE(status.st_mode)
     if why := _distrust_uid(uid):
         return why
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -41,9 +41,9 @@ def distrust(found: FileState | os.stat_result) -> str | None:
     return None
 
 
-def distrust_owner(found: os.stat_result) -> str | None:
-    """The same if the mode does not count: a link, a device, a sticky directory."""
-    return _distrust_uid(found.st_uid)
+def distrust_owner(status: os.stat_result) -> str | None:
+    """As `distrust`, for a file whose mode does not count: a link, a device, a sticky directory."""
+    return _distrust_uid(status.st_uid)
 
 
 def _distrust_uid(uid: int) -> str | None:
@@ -54,48 +54,49 @@ def _distrust_uid(uid: int) -> str | None:
 
 @dataclass(frozen=True)
 class OpenPath:
-    """A path of the host that was opened: its descriptor, its path without links, its status.
+    """A host path that was opened: its descriptor, its path without links, its status.
 
-    `distrust` says why a user other than root can change what the path leads to, and what to do
-    about it; None if no such user can. It covers every directory and link on the way, the owner
-    of the file, and the mode of a regular file. The caller judges the mode of a directory, device
-    or socket (`distrust(found)`). `route` are the host paths of all parts and links on the way,
-    whose owners and modes decide about trust.
+    `distrust` is the reason why a user other than root can change the file to which the path leads,
+    with the remedy; None if only root can. It covers every directory and link of the path, the
+    owner of the file, and the mode of a regular file. The caller judges the mode of a directory,
+    device or socket (`distrust(status)`). `route` are the host paths of all parts and links of the
+    path, whose owners and modes decide about trust.
     """
 
     fd: int
     path: HostPath
-    found: os.stat_result
+    status: os.stat_result
     distrust: str | None
     route: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
 def open_path(host: HostRoot, name: str, flags: int = os.O_PATH) -> Iterator[OpenPath]:
-    """Open a host path; the descriptor is closed when the context ends.
+    """Open a host path. The descriptor is closed when the context ends.
 
-    With `flags` other than O_PATH the file is opened without waiting (O_NONBLOCK), by the
-    descriptor that was judged. Raises OSError if the file does not exist or cannot be opened,
-    ELOOP for too many links; Refused if the path leads out of the host root or into a process.
+    With `flags` other than O_PATH, the file is opened by the descriptor that was judged, with
+    O_NONBLOCK. Raises OSError if the file does not exist or cannot be opened, with ELOOP for too
+    many links; Refused if the path leads out of the host root or into a process.
     """
     with _walked(host, name) as walk:
         if walk.left:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         fd = walk.here[-1].fd if flags == os.O_PATH else walk.open(flags)
         route = tuple(dict.fromkeys(walk.route))
-        yield OpenPath(fd, walk.whole, walk.here[-1].found, walk.distrust, route)
+        yield OpenPath(fd, walk.whole, walk.here[-1].status, walk.distrust, route)
 
 
 def require(
     host: HostRoot, name: str, purpose: str, *, allow_sticky: bool = False, links: bool = True
 ) -> HostPath:
-    """Refuse a host path if a user other than root can change what it leads to, or can make it.
-    Gives the path without links.
+    """Check that only root can change or create the file at a host path, and return the path
+    without links.
 
-    Others must not be able to write to the directory at the end, or to the innermost one that
-    exists. `allow_sticky`: they may if it is sticky, because they cannot change entries of root
-    there. `links` False: no link may be on the way. Raises Refused: cannot `purpose`, which part of
-    the path is not root's, and what to do.
+    If the path leads to a directory or does not exist, other users must not be able to write to
+    that directory, or to the innermost directory that exists. With `allow_sticky` they may, if the
+    directory is sticky, because they cannot change root's entries in it. Without `links`, the path
+    must not have a link. Raises Refused: "cannot `purpose`", the part of the path that is not
+    root's, and the remedy.
     """
     try:
         with _walked(host, name) as walk:
@@ -114,7 +115,7 @@ def _linked(name: str, path: HostPath, *, links: bool) -> str | None:
 
 
 def _cannot(purpose: str, name: str, why: str) -> str:
-    """The message, without the path twice if the purpose ends with it."""
+    """The message of a refusal. It names the path once, also if the purpose ends with the path."""
     named = purpose.endswith(f" {name}") and why.startswith(f"{name} ")
     return f"cannot {purpose}: {'it' + why.removeprefix(name) if named else why}"
 
@@ -123,10 +124,12 @@ def make_directory(
     host: HostRoot, name: str, purpose: str, mode: int = 0o755, *,
     allow_sticky: bool = False, links: bool = True,
 ) -> HostPath:  # fmt: skip
-    """Make a directory that only root can write to, and the directories above it, if missing.
+    """Make a directory that only root can write to, and the missing directories above it. Returns
+    its path without links.
 
-    Nothing is made below a directory that others can write to. The result is judged again, because
-    in a sticky directory another process can be faster. Raises Refused as `require`, OSError.
+    No directory is made below one that others can write to. The result is judged again, because in
+    a sticky directory another process can make an entry first. Raises Refused as `require`;
+    OSError.
     """
     path = require(host, name, purpose, allow_sticky=True, links=links)
     files.make_directories(path.agent, mode)
@@ -137,15 +140,15 @@ def read_file(
     host: HostRoot, name: str, limit: int = files.LIMIT, *,
     allow_sticky: bool = False, links: bool = True,
 ) -> tuple[HostPath, FileState | None]:  # fmt: skip
-    """The path without links, and the file there as `files.read` gives it; None for no file.
-    `links` and `allow_sticky` (if there is no file) as in `require`.
+    """The path without links, and the state of the file at a host path; None if it does not exist.
+    `links` and `allow_sticky` (for a file that does not exist) as in `require`.
 
-    Raises Refused for what `files.read` and `HostRoot.resolve` refuse, and if a user other than
-    root can change the file or make it.
+    Raises Refused as `files.read` and `HostRoot.resolve`, and if a user other than root can change
+    or create the file.
     """
     try:
         with _walked(host, name) as walk:
-            path, regular = walk.whole, stat.S_ISREG(walk.here[-1].found.st_mode)
+            path, regular = walk.whole, stat.S_ISREG(walk.here[-1].status.st_mode)
             why = walk.distrust
             if walk.left and why is None:
                 why = walk.writable(allow_sticky=allow_sticky)
@@ -160,11 +163,12 @@ def read_file(
 
 
 def system_name(host: HostRoot, given: str) -> str:
-    """The host path of what an option names, with only the links of the system followed: those in
-    `/` and directly below it, such as /var/run.
+    """The host path of the path of an option (`given`), with only the links of the system followed:
+    those in `/` and directly below it, such as /var/run.
 
     A container that mounts a directory, such as /run/nvidia, can make links further down. These
-    belong to root too, and stay in the path. Raises Refused if it leads out of the host root.
+    belong to root too, so they are not followed. Raises Refused if the path leads out of the host
+    root.
     """
     parts = host.name(given).split("/")
     if ".." in parts:
@@ -173,15 +177,13 @@ def system_name(host: HostRoot, given: str) -> str:
 
 
 def list_directory(host: HostRoot, name: str) -> tuple[HostPath, list[str]]:
-    """The path without links, and the names in the directory there; none if it is missing.
-
-    Raises Refused if a user other than root can add to them.
-    """
+    """The path without links, and the names in the directory at a host path; no names if it does
+    not exist. Raises Refused if a user other than root can add an entry."""
     try:
         with _walked(host, name) as walk:
             if why := walk.distrust or walk.writable():
                 raise Refused(_cannot(f"use the directory {name}", name, why))
-            if walk.left or not stat.S_ISDIR(walk.here[-1].found.st_mode):
+            if walk.left or not stat.S_ISDIR(walk.here[-1].status.st_mode):
                 return walk.whole, []
             return walk.whole, budget.names(walk.open(os.O_RDONLY | os.O_DIRECTORY))
     except NotADirectoryError:
@@ -201,20 +203,21 @@ def _walked(host: HostRoot, name: str) -> Iterator[_Walk]:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of the path: its host path, descriptor and status."""
+    """A part of a path: its host path, descriptor and status."""
 
     path: str
     fd: int
-    found: os.stat_result
+    status: os.stat_result
 
 
 class _Walk:
     """The walk along one path from the host root. `here` are the parts from the root to the current
-    one. `left` are the names that follow, the next one last."""
+    part. `left` are the names that follow; the next name is the last item. `distrust` is the reason
+    of the first part that is not trusted."""
 
     def __init__(self, host: HostRoot, name: str, stack: contextlib.ExitStack) -> None:
         self.distrust: str | None = None
-        self.left = [""]  # not empty, because a part above the host root is not the last one
+        self.left = [""]  # not empty, so that no part above the host root counts as the last one
         self.route = ["/"]
         self._host = host
         self._name = name
@@ -233,23 +236,24 @@ class _Walk:
 
     @property
     def whole(self) -> HostPath:
-        """The whole path, without links as far as it exists."""
+        """The whole path, with the links of its existing parts followed."""
         path = os.path.join(self.path, *reversed(self.left))
         return HostPath(self._host.agent_path(path), path)
 
     def open(self, flags: int) -> int:
-        """Open the current part by its descriptor; closed with the walk. Raises OSError."""
+        """Open the current part by its descriptor. The new descriptor is closed when the walk ends.
+        Raises OSError."""
         again = f"/proc/self/fd/{self.here[-1].fd}"
         fd = os.open(again, flags | os.O_CLOEXEC | os.O_NONBLOCK)
         self._stack.callback(os.close, fd)
         return fd
 
     def writable(self, *, allow_sticky: bool = False) -> str | None:
-        """Why others can make entries in the current directory; None if they cannot."""
-        found = self.here[-1].found
-        if not stat.S_ISDIR(found.st_mode) or (allow_sticky and _shared(found)):
+        """The reason why others can make entries in the current directory, None if they cannot."""
+        status = self.here[-1].status
+        if not stat.S_ISDIR(status.st_mode) or (allow_sticky and _is_sticky(status)):
             return None
-        why = distrust(found)
+        why = distrust(status)
         return f"{self.path} {why}" if why else None
 
     def go(self) -> None:
@@ -263,7 +267,7 @@ class _Walk:
             if part is None:
                 return
             self.route.append(part.path)
-            if stat.S_ISLNK(part.found.st_mode):
+            if stat.S_ISLNK(part.status.st_mode):
                 self._follow(part)
                 continue
             self._judge(part)
@@ -278,8 +282,8 @@ class _Walk:
             )
 
     def _next(self) -> _Part | None:
-        """The next part; None if it does not exist. A directory that the host root does not show
-        is skipped if a view shows something below it."""
+        """The next part, None if it does not exist. A directory that does not exist in the host
+        root is skipped if a view shows a directory below it."""
         left = self.left.copy()
         path = os.path.join(self.path, self.left.pop())
         while True:
@@ -295,7 +299,7 @@ class _Walk:
         return None
 
     def _open(self, path: str) -> int:
-        """A part below the current one; if a view shows it, from the view's directory."""
+        """Open a part below the current one: in the view's directory if a view shows it."""
         here = self.here[-1]
         below, agent = os.path.relpath(path, here.path), self._host.agent_path(path)
         if agent == os.path.join(self._host.agent_path(here.path), below):
@@ -307,7 +311,8 @@ class _Walk:
         return _Part(path, fd, os.fstat(fd))
 
     def _judge_above(self, root: str) -> None:
-        """A user who can exchange the host root can change all that is in it."""
+        """Judge the directories above the host root, because a user who can exchange the host root
+        can change all files in it."""
         fd = os.open("/", _PART)
         path = "/"
         self._judge(self._part(path, fd))
@@ -325,7 +330,7 @@ class _Walk:
                 f"cannot follow {self._name}: {link.path} leads into a process; name the file "
                 "itself"
             )
-        if _shared(self.here[-1].found):  # elsewhere only root can have made the link
+        if _is_sticky(self.here[-1].status):  # elsewhere only root can have made the link
             self._judge(link)
         target = os.readlink("", dir_fd=link.fd)
         if target.startswith("/"):
@@ -333,21 +338,21 @@ class _Walk:
         self.left += _parts(target)
 
     def _judge(self, part: _Part) -> None:
-        """Note why a part is not trusted, unless an earlier part is not. A directory on the way
-        must belong to root, and must not be writable by others; if it is sticky, the owner of
-        each entry decides."""
+        """Note the reason why a part is not trusted, unless an earlier part has one. A directory of
+        the path must belong to root, and must not be writable by others; if it is sticky, the owner
+        of the next entry decides."""
         if self.distrust:
             return
-        mode = part.found.st_mode
+        mode = part.status.st_mode
         last = not self.left and not stat.S_ISLNK(mode)
-        lax = stat.S_ISLNK(mode) or _shared(part.found) or (last and not stat.S_ISREG(mode))
-        why = distrust_owner(part.found) if lax else distrust(part.found)
+        lax = stat.S_ISLNK(mode) or _is_sticky(part.status) or (last and not stat.S_ISREG(mode))
+        why = distrust_owner(part.status) if lax else distrust(part.status)
         self.distrust = f"{part.path} {why}" if why else None
 
 
-def _shared(found: os.stat_result) -> bool:
-    """Is it a directory in which others cannot change the entries of root (sticky)?"""
-    return stat.S_ISDIR(found.st_mode) and bool(found.st_mode & stat.S_ISVTX)
+def _is_sticky(status: os.stat_result) -> bool:
+    """Is this a sticky directory, in which others cannot change the entries of root?"""
+    return stat.S_ISDIR(status.st_mode) and bool(status.st_mode & stat.S_ISVTX)
 
 
 def _parts(path: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""Whether a file can be written, checked without writing.
+"""The check whether a file can be written, without a write.
 
-Invariant: no file, no name and no time changes. The kernel answers for the effective user
-(access(2)), for the mount and the free space (statvfs(3)), and for attributes (FS_IOC_GETFLAGS).
-Other obstacles, such as a quota, show when the file is written.
+Invariant: no file, name or time changes. The kernel is asked about the rights of the effective user
+(access(2)), the mount and the free space (statvfs(3)), and attributes (FS_IOC_GETFLAGS). Other
+obstacles, such as a quota, are found only by the write.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ _LONGEST_ADDITION = 32  # characters by which a temporary name is longer than th
 
 @dataclass(frozen=True)
 class Need:
-    """A file that is to be written or removed, at a resolved agent path. `sizes` are the bytes of
-    each file that is made for it in its directory."""
+    """A file that will be written or removed. `path` is its resolved agent path. `sizes` has the
+    size in bytes of each file that the write makes in its directory; empty for a removal."""
 
     path: str
     sizes: tuple[int, ...] = ()
 
 
 def require(need: Need, mount_points: Collection[str] = ()) -> None:
-    """Raises OSError if the file cannot be written, replaced or removed."""
+    """Raise OSError if the file cannot be written, replaced or removed. `mount_points` are those of
+    the host root."""
     above, base = os.path.split(need.path)
     directory = nearest_existing(above)
     _require_directory(directory)
@@ -56,7 +57,7 @@ def nearest_existing(path: str) -> str:
 
 
 def _require_directory(path: str) -> None:
-    """Raises OSError if no name can be made, moved or removed in a directory."""
+    """Raise OSError if no name can be made, moved or removed in a directory."""
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         raise _error(errno.ENOTDIR, path)
     if os.statvfs(path).f_flag & os.ST_RDONLY:
@@ -68,7 +69,7 @@ def _require_directory(path: str) -> None:
 
 
 def _flags(path: str) -> int:
-    """Attributes as lsattr shows them; 0 if the file system has none."""
+    """The attributes of a file that lsattr shows; 0 if the file system has none."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(path, flags)
@@ -84,7 +85,7 @@ def _flags(path: str) -> int:
 
 
 def first_without_space(needs: Iterable[Need]) -> Need | None:
-    """The first file for which there is no space left after the files before it; or None."""
+    """The first need for which no space is left after those before it; None if all have space."""
     blocks: dict[int, int] = {}
     names: dict[int, int] = {}
     for need in needs:

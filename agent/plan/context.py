@@ -200,7 +200,7 @@ def _state_directory(settings: Settings, host: HostRoot) -> tuple[str, Refused |
         writable = [
             name
             for name, place in places.items()
-            if host.is_host or (host.on_mount(place) and trees.is_writable(place.agent))
+            if host.is_host or (host.is_on_host(place) and trees.is_writable(place.agent))
         ]
     except Refused as error:  # Store checks the files in it when it reads them
         return asked, error

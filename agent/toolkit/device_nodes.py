@@ -25,7 +25,7 @@ from agent.options.settings import Settings
 
 _MODE = 0o666
 _MKNOD = 27  # CAP_MKNOD, capabilities(7)
-_NOT_ONE = "it is no device node; move it away"
+_NO_NODE = "it is no device node; move it away"
 
 # (name, names of the module in /proc/devices, minor number), as in nvidia-container-toolkit 1.20,
 # pkg/system/nvdevices. The module was called nvidia-frontend before 550.
@@ -125,17 +125,18 @@ def create(needed: tuple[MissingNode, ...], log: Log) -> tuple[str, ...]:
 
 
 def _obstacle(path: str) -> str | None:
-    """Why no node can be made at an agent path, as far as that shows without trying; or None."""
+    """The reason why no node can be made at an agent path, None if no reason is known. Changes
+    nothing."""
     try:
         if not stat.S_ISCHR(os.stat(path, follow_symlinks=False).st_mode):
-            return _NOT_ONE
+            return _NO_NODE
     except FileNotFoundError:
         pass
     except OSError as error:
         return reason(error)
     if not os.access(os.path.dirname(path), os.W_OK):
         return "its directory cannot be written"
-    return None if _may_make() else "there is no right to (CAP_MKNOD)"
+    return None if _may_make() else "this process has no right to make one (CAP_MKNOD)"
 
 
 def _may_make() -> bool:
@@ -159,7 +160,7 @@ def make_node(path: str, major: int, minor: int, mode: int) -> None:
         except FileNotFoundError:
             found = None
         if found is not None and not stat.S_ISCHR(found.st_mode):
-            raise OSError(_NOT_ONE)
+            raise OSError(_NO_NODE)
         numbers = os.makedev(major, minor)
         os.mknod(temporary, stat.S_IFCHR | 0o600, numbers, dir_fd=directory)
         try:
@@ -172,13 +173,13 @@ def make_node(path: str, major: int, minor: int, mode: int) -> None:
 
 
 def _set_mode(above: int, name: str, numbers: int, mode: int) -> None:
-    """Give a new node its mode, by its descriptor, because the driver's container can write to /dev
-    of its root and could put a link or another file in the place of the node."""
+    """Give a new node its mode, by its descriptor. The driver's container can write to /dev of its
+    root, and could put a link or another file in the place of the node."""
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
     try:
         found = os.fstat(fd)
         if not stat.S_ISCHR(found.st_mode) or found.st_rdev != numbers:
-            raise OSError("somebody put something else in its place; look at what is there")
+            raise OSError("somebody put another file in its place; examine that file")
         os.chmod(f"/proc/self/fd/{fd}", mode)  # fchmod(2) refuses a descriptor of O_PATH
     finally:
         os.close(fd)

@@ -179,7 +179,7 @@ def _require_usable(
 ) -> None:
     """Raise Refused if a directory cannot hold programs that run as root, or loses them at a reboot
     although every container needs them."""
-    if not host.is_host and not host.on_mount(directory):
+    if not host.is_host and not host.is_on_host(directory):
         raise Refused(
             f"cannot install the toolkit in {directory}: it is not on a mount of the host; mount "
             "it, or give another directory with --toolkit-install-dir"

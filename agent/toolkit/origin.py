@@ -113,7 +113,7 @@ def _trusted_file(root: HostRoot, name: str, needed: int = 0) -> str | None:
     can exchange the file or a part of its path, because the file is copied or run by that path."""
     try:
         with trust.open_path(root, name) as file:
-            mode = file.found.st_mode
+            mode = file.status.st_mode
             if not stat.S_ISREG(mode) or (needed and not mode & needed):
                 return None
             path, why = file.path, file.distrust

@@ -164,13 +164,13 @@ def _discard(path: str, live: str) -> None:
 
 def tidy(live: str) -> None:
     """Finish or undo the last step of an interrupted run."""
-    for path in trees.unfinished(live):
+    for path in trees.unfinished_drafts(live):
         _retire(path, live)
     before = _before(live)
     if os.path.isdir(before) and tree.read_list(before) is not None:
         _discard(before, live)  # its content has been restored
     for top in files.missing_directories(os.path.dirname(live))[:1]:
-        for path in trees.unfinished(top):
+        for path in trees.unfinished_drafts(top):
             trees.remove(path)
 
 

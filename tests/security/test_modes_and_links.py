@@ -126,7 +126,7 @@ def test_swapped_device_node_gets_no_mode(
 ) -> None:
     """Between mknod and the mode."""
     _after(monkeypatch, "mknod", swapped(secret))
-    with pytest.raises(OSError, match="somebody put something else in its place"):
+    with pytest.raises(OSError, match="somebody put another file in its place"):
         device_nodes.make_node(str(dev / "nvidiactl"), *_NULL, 0o666)
     assert _mode(secret) == 0o600
     assert list(dev.iterdir()) == []
@@ -138,7 +138,7 @@ def test_node_swapped_for_another_device_stays_closed(
     """A link by another name to /dev/mem, as it were, stays closed."""
     os.mknod(tmp_path / "mem", stat.S_IFCHR | 0o600, os.makedev(1, 1))
     _after(monkeypatch, "mknod", _hard_link_to(tmp_path / "mem"))
-    with pytest.raises(OSError, match="somebody put something else in its place"):
+    with pytest.raises(OSError, match="somebody put another file in its place"):
         device_nodes.make_node(str(dev / "nvidiactl"), *_NULL, 0o666)
     assert _mode(tmp_path / "mem") == 0o600
 

@@ -64,7 +64,7 @@ class DriverRoot:
                 self.judged_paths |= dict.fromkeys(map(self._host.agent_path, root.route))
                 if root.distrust:
                     return root.distrust
-                why = trust.distrust(root.found)
+                why = trust.distrust(root.status)
                 return f"{self.host_path} {why}" if why else None
         except (OSError, Refused):
             return None
@@ -104,7 +104,7 @@ class DriverRoot:
     def _look(self, inside: str) -> RootFile | None:
         try:
             with self.opened(inside) as file:
-                return RootFile(file.path.host, file.found.st_mode, self._distrust_of(file))
+                return RootFile(file.path.host, file.status.st_mode, self._distrust_of(file))
         except (OSError, Refused):
             return None
 
@@ -128,8 +128,8 @@ class DriverRoot:
         found = []
         with contextlib.suppress(OSError, Refused), self.opened(directory, _LIST) as above:
             why = self._distrust_of(above)
-            if not why and not above.found.st_mode & stat.S_ISVTX:  # sticky: owners count
-                why = self._with_path(directory, trust.distrust(above.found))
+            if not why and not above.status.st_mode & stat.S_ISVTX:  # sticky: owners count
+                why = self._with_path(directory, trust.distrust(above.status))
             names = budget.some_names(above.fd, budget.DIRECTORY)[0]
             for name in sorted(fnmatch.filter(names, pattern)):
                 path = os.path.join(directory, name)

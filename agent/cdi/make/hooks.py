@@ -120,7 +120,7 @@ def find_hooks(settings: Settings, host: HostRoot, path: str | None) -> Hooks:
             with trust.open_path(host, above) as found:
                 judged_paths = tuple(map(host.agent_path, found.route))
                 distrust = found.distrust
-                if above != path and not distrust and (lax := trust.distrust(found.found)):
+                if above != path and not distrust and (lax := trust.distrust(found.status)):
                     distrust = f"{above} {lax}"
             why = f"{path} is not used, because {distrust}" if distrust else None
             break

@@ -118,7 +118,7 @@ def _text(host: HostRoot, name: str) -> str:
     with trust.open_path(host, name, os.O_RDONLY) as file:
         if file.distrust:
             raise Refused(f"another user than root can change it: {file.distrust}")
-        if not stat.S_ISREG(file.found.st_mode):
+        if not stat.S_ISREG(file.status.st_mode):
             raise Refused("it is not a regular file")
         data = os.read(file.fd, budget.CSV.size + 1)
     if len(data) > budget.CSV.size:

@@ -52,7 +52,7 @@ def test_own_mount_has_its_name_on_the_host(root: Path, monkeypatch: pytest.Monk
     place = host.locate(f"{own}/conf.d/99-nvidia.toml")
     assert place.host == "/etc/containerd/conf.d/99-nvidia.toml"
     assert place.agent == f"{own}/conf.d/99-nvidia.toml"
-    assert host.on_mount(place)
+    assert host.is_on_host(place)
     # The host's name leads there too, if the mount was named: the root may be mounted read-only.
     host = host.with_mounts_of(str(own))
     assert host.resolve("/etc/containerd/conf.d").agent == f"{own}/conf.d"
@@ -116,7 +116,7 @@ base = sys.argv[1]
 host = open_host_root(base + "/host")
 for given in sys.argv[2:]:
     place = host.locate(given)
-    print(place.agent, place.host, host.on_mount(place))
+    print(place.agent, place.host, host.is_on_host(place))
 """
 
 
