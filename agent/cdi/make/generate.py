@@ -191,14 +191,14 @@ class _Builder:
         return self._device_class(next(item for item in DEVICE_CLASSES if item.mode == mode))
 
     def _management(self) -> BuiltSpec:
-        found = driver.find(self.host, self.settings)
-        spec = driver_files.management_spec(found, self.context, self.settings.cdi_kind)
-        warnings = (*self.context.hooks.warnings, *_ignored_node_warnings(found, self.host))
-        return self._of_driver(spec, found, warnings)
+        nvidia_driver = driver.find(self.host, self.settings)
+        spec = driver_files.management_spec(nvidia_driver, self.context, self.settings.cdi_kind)
+        warnings = (*self.context.hooks.warnings, *_ignored_node_warnings(nvidia_driver, self.host))
+        return self._of_driver(spec, nvidia_driver, warnings)
 
-    def _of_driver(self, spec: Spec, found: Driver, warnings: tuple[str, ...]) -> BuiltSpec:
-        built = self._built(spec, (found.root, *found.devs), warnings)
-        return replace(built, driver=found)
+    def _of_driver(self, spec: Spec, nvidia_driver: Driver, warnings: tuple[str, ...]) -> BuiltSpec:
+        built = self._built(spec, (nvidia_driver.root, *nvidia_driver.devs), warnings)
+        return replace(built, driver=nvidia_driver)
 
     def _built(
         self, spec: Spec, roots: Iterable[DriverRoot], warnings: tuple[str, ...] = ()
@@ -220,36 +220,39 @@ class _Builder:
         from agent.cdi.driver import kernel
         from agent.cdi.make import gpu
 
-        found, hook_warnings = driver.find(self.host, self.settings), self.context.hooks.warnings
+        nvidia_driver = driver.find(self.host, self.settings)
+        hook_warnings = self.context.hooks.warnings
         if EMPTY in self.choice.ids:
             empty = Device(EMPTY, ContainerEdits(env=("NVCT_EMPTY_DEVICE=",)))
-            spec = Spec(gpu.KIND, (empty,), gpu.common_edits(found, self.context))
-            return self._of_driver(transform.finish(spec, with_all=False), found, hook_warnings)
-        answer = self._answer(found)
+            spec = Spec(gpu.KIND, (empty,), gpu.common_edits(nvidia_driver, self.context))
+            return self._of_driver(
+                transform.finish(spec, with_all=False), nvidia_driver, hook_warnings
+            )
+        answer = self._answer(nvidia_driver)
         known = gpu.KernelGpus(
             {item.bus: kernel.drm_names(self.host, item.bus) for item in answer.gpus},
             kernel.mig_minors(self.host) if any(item.mig for item in answer.gpus) else {},
         )
         chosen = gpu.chosen(answer.gpus, self.choice.ids, answer.warnings)
         spec, missing = gpu.spec(
-            found, self.context, chosen, known, self.settings.device_name_strategies,
+            nvidia_driver, self.context, chosen, known, self.settings.device_name_strategies,
             with_all=self.choice.with_all, lost=answer.warnings,
         )  # fmt: skip
-        return self._of_driver(spec, found, (*answer.warnings, *missing, *hook_warnings))
+        return self._of_driver(spec, nvidia_driver, (*answer.warnings, *missing, *hook_warnings))
 
-    def _answer(self, found: Driver) -> Answer:
+    def _answer(self, nvidia_driver: Driver) -> Answer:
         """The GPUs from NVML, else from the kernel's list. Raises NoDevices if neither lists
         them."""
         from agent.cdi.driver import kernel, nvml
 
-        name = f"libnvidia-ml.so.{found.version}"
-        library = next(iter(found.find_libraries(name)), None)
+        name = f"libnvidia-ml.so.{nvidia_driver.version}"
+        library = next(iter(nvidia_driver.find_libraries(name)), None)
         if library is None:
             why = f"there is no {name}"
         elif not kernel.is_loaded(self.host):
             why = "its kernel module is not loaded"
         else:
-            answer = nvml.ask_in(found.root, library, self.ask)
+            answer = nvml.ask_in(nvidia_driver.root, library, self.ask)
             if not answer.error:
                 return answer
             why = answer.error
@@ -304,10 +307,11 @@ def _context(settings: Settings, host: HostRoot, hook: str | None) -> BuildConte
     return BuildContext(hooks, machine.release, firmware, machine.machine)
 
 
-def _ignored_node_warnings(found: Driver, host: HostRoot) -> Iterator[str]:
+def _ignored_node_warnings(nvidia_driver: Driver, host: HostRoot) -> Iterator[str]:
     """A warning about device nodes of the host or of the driver root that --dev-root lacks."""
-    has, searched = {node.inside for node in found.nodes}, [dev.host_path for dev in found.devs]
-    for root in (driver.host_root(host), found.root):
+    has = {node.inside for node in nvidia_driver.nodes}
+    searched = [dev.host_path for dev in nvidia_driver.devs]
+    for root in (driver.host_root(host), nvidia_driver.root):
         if root.host_path in searched:
             continue
         searched.append(root.host_path)
