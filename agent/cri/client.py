@@ -1,9 +1,9 @@
-"""What the runtime says of itself through the CRI.
+"""The client of the CRI: version, Status, pods and containers of a runtime.
 
-Invariant: the only module that imports grpc, and each question (those about pods together) opens
-and closes a channel of its own: a channel that has seen a restart stays blind for more than a
-second. An answer is counted before it is parsed, because a message of a few bytes takes a hundred
-in memory.
+Invariant: no other module imports grpc. Each session opens and closes its own channel, because a
+channel that has seen a restart of the runtime gets no answer for more than a second. The fields of
+an answer are counted before it is parsed, because a message of a few bytes takes a hundred bytes in
+memory.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from agent.toml.document import get
 if TYPE_CHECKING:
     import grpc
 
-_VISIBLE = "NVIDIA_VISIBLE_DEVICES="  # as containers ask NVIDIA's runtime by variable
+_VISIBLE = "NVIDIA_VISIBLE_DEVICES="  # the variable by which a container asks NVIDIA's runtime
 _Session = TypeVar("_Session", bound="Session")
 
-# The codes with which a runtime, and not gRPC, says that a call failed.
+# The codes of errors that come from the runtime, not from gRPC.
 _ANSWERS = ("UNKNOWN", "INTERNAL", "INVALID_ARGUMENT", "ALREADY_EXISTS", "FAILED_PRECONDITION")
 
 
 class Rejected(Unreachable):
-    """The runtime answered with an error. `words` are its own, without what they may repeat of a
-    configuration."""
+    """The runtime answered with an error. `words` are the text of its error, with values of its
+    configuration masked."""
 
     def __init__(self, message: str, words: str) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class Rejected(Unreachable):
 
 
 class NotFound(Rejected):
-    """What was asked for is not there, or not any more."""
+    """The runtime does not know the pod or container of the request."""
 
 
 class Unimplemented(Unreachable):
@@ -55,9 +55,10 @@ class Unimplemented(Unreachable):
 
 @dataclass(frozen=True)
 class Answer:
-    """Version and Status of one moment. `config` is the parsed `info["config"]`, None if the
-    runtime did not send it; `handlers` is empty if the runtime does not list them (1.x).
-    `dump` is CRI-O's effective configuration, if it was asked for."""
+    """The answers to Version and Status at one moment. `ready` is the condition RuntimeReady.
+    `config` is the parsed `info["config"]`, None if the runtime did not send it. `handlers` are
+    names, none if the runtime does not list them (containerd 1.x). `dump` is CRI-O's effective
+    configuration, None if it was not requested."""
 
     name: str
     version: str
@@ -69,9 +70,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A pod that the runtime knows. `handler` is the handler that it was created with as the list
-    says it: "" for the default, and for every pod of CRI-O; `created` are seconds since the epoch,
-    0 if the list does not say; `uid` is the kubelet's."""
+    """A pod in the runtime's list. `handler` is the handler with which it was created: "" for the
+    default, and for every pod of CRI-O, whose list does not show it. `created` is in seconds since
+    the epoch, 0 if the list does not show it. `uid` is that of the kubelet."""
 
     id: str
     name: str
@@ -84,8 +85,8 @@ class Sandbox:
 
 @dataclass(frozen=True)
 class Container:
-    """A container that the runtime knows, in the pod with the id `sandbox`. `attempt` counts the
-    containers of this name that the pod had before; `started`: it is no longer in CREATED;
+    """A container in the runtime's list. `sandbox` is the id of its pod. `attempt` is the number of
+    earlier containers with this name in the pod. `started`: is its state another one than CREATED?
     `created` as in Sandbox."""
 
     id: str
@@ -98,8 +99,8 @@ class Container:
 
 
 def ask(path: str, name: str, timeout: float = 10.0) -> Answer:
-    """Version and verbose Status, within `timeout` seconds. `path` is an agent path, `name` is for
-    messages. Raises Unreachable, or Unimplemented."""
+    """Ask for Version and verbose Status, within `timeout` seconds for both. `path` is the agent
+    path of the CRI socket, `name` is its name in messages. Raises Unreachable, or Unimplemented."""
     from agent._cri import api_pb2
 
     with session(Session, path, name, timeout, limits=budget.STATUS) as calls:
@@ -109,7 +110,7 @@ def ask(path: str, name: str, timeout: float = 10.0) -> Answer:
 
 
 def answer_of(version: Any, status: Any) -> Answer:
-    """What the two messages say."""
+    """The answer that consists of a VersionResponse and a StatusResponse."""
     conditions = {item.type: item.status for item in status.status.conditions}
     return Answer(
         name=version.runtime_name,
@@ -121,8 +122,9 @@ def answer_of(version: Any, status: Any) -> Answer:
 
 
 class Session:
-    """Calls on one channel, all together within `timeout` seconds. `name` is for messages; `known`
-    are texts of ours that the runtime may repeat in its errors."""
+    """Calls on one channel, within `timeout` seconds for all of them. `name` is the name of the
+    socket in messages. `limits` is the budget of each answer. `known` are texts of ours, which are
+    not masked in the runtime's errors."""
 
     def __init__(
         self, channel: grpc.Channel, name: str, timeout: float, limits: Budget,
@@ -135,7 +137,8 @@ class Session:
         self._known = known
 
     def ask(self, method: str, request: Any) -> Any:
-        """The answer to a call. Raises Unreachable, Rejected if the runtime gives an error."""
+        """Make a call, and return the parsed response. Raises Unreachable; Rejected if the runtime
+        answers with an error."""
         import grpc
 
         from agent._cri import api_pb2
@@ -162,10 +165,10 @@ class Session:
 
 
 class PodQuestions(Session):
-    """Questions about pods."""
+    """Questions about pods and containers."""
 
     def sandboxes(self, labels: Mapping[str, str] = MappingProxyType({})) -> tuple[Sandbox, ...]:
-        """All pods with these labels that the runtime knows. Raises Unreachable."""
+        """All pods in the runtime's list that have these labels. Raises Unreachable."""
         from agent._cri import api_pb2
 
         chosen = api_pb2.PodSandboxFilter(label_selector=labels) if labels else None
@@ -184,7 +187,7 @@ class PodQuestions(Session):
         )
 
     def containers(self) -> tuple[Container, ...]:
-        """All containers that the runtime knows, in whatever state. Raises Unreachable."""
+        """All containers in the runtime's list, in any state. Raises Unreachable."""
         from agent._cri import api_pb2
 
         answer = self.ask("ListContainers", api_pb2.ListContainersRequest())
@@ -202,12 +205,12 @@ class PodQuestions(Session):
         )
 
     def sandbox_info(self, sandbox: str) -> Mapping[str, Any]:
-        """What only this runtime knows of a pod; {} if there is no such pod any more, and if
-        the answer is not JSON. Raises Unreachable."""
+        """The runtime's own details of a pod (`info` of the verbose status); {} if the pod no
+        longer exists, or if the details are not JSON. Raises Unreachable."""
         return self._info("PodSandboxStatus", pod_sandbox_id=sandbox)
 
     def container_info(self, container: str) -> Mapping[str, Any]:
-        """The same of a container."""
+        """As `sandbox_info`, for a container."""
         return self._info("ContainerStatus", container_id=container)
 
     def _info(self, method: str, **asked: str) -> Mapping[str, Any]:
@@ -225,7 +228,8 @@ def session(
     kind: type[_Session], path: str, name: str, timeout: float, known: tuple[str, ...] = (),
     limits: Budget = budget.PODS,
 ) -> Iterator[_Session]:  # fmt: skip
-    """A session of this kind with the runtime behind the socket at an agent path."""
+    """Open a session of the class `kind` with the runtime behind the socket at the agent path
+    `path`. The other parameters are as in `Session`."""
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     import grpc
 
@@ -246,15 +250,15 @@ def session(
 def pod_questions(
     path: str, name: str, timeout: float = 10.0
 ) -> AbstractContextManager[PodQuestions]:
-    """Questions about pods, as `session`."""
+    """Open a session for questions about pods; parameters as in `session`."""
     return session(PodQuestions, path, name, timeout)
 
 
 def _failure(error: Any, name: str, known: tuple[str, ...]) -> Unreachable:
-    """A failed call as an error of ours."""
+    """The error of ours for a failed call."""
     from agent.toml.masking import masked  # needed only if something failed
 
-    # A runtime repeats in it what its configuration says.
+    # The error of a runtime can quote values of its configuration.
     code, details = error.code().name, masked(error.details() or "", (name, *known))
     if code == "UNIMPLEMENTED":
         return Unimplemented(
@@ -262,7 +266,7 @@ def _failure(error: Any, name: str, known: tuple[str, ...]) -> Unreachable:
             "log for why its CRI plugin did not load"
         )
     if code == "NOT_FOUND":
-        return NotFound(f"cannot find it behind {name}: {details}", details)
+        return NotFound(f"cannot find the pod or container behind {name}: {details}", details)
     if code == "DEADLINE_EXCEEDED":
         details = "no answer in time"
     if code == "RESOURCE_EXHAUSTED":
@@ -284,17 +288,19 @@ def _json(text: str | None) -> Mapping[str, Any] | None:
 
 
 def asks_by_variable(info: Mapping[str, Any]) -> bool:
-    """Does a container ask NVIDIA's runtime for devices by environment variable? One that got its
-    devices from a CDI spec has the value "void", in CRI-O 1.30 before the value of its image."""
+    """Does a container ask NVIDIA's runtime for devices by environment variable? `info` is the
+    result of `container_info`. A container with devices of a CDI spec has the value "void", in
+    CRI-O 1.30 before the value of its image."""
     words = get(info, ("runtimeSpec", "process", "env"))
-    said = [str(word) for word in words] if isinstance(words, list) else []
-    given = [word.removeprefix(_VISIBLE) for word in said if word.startswith(_VISIBLE)]
-    return bool(given) and "void" not in given and given[-1] not in ("", "none")
+    variables = [str(word) for word in words] if isinstance(words, list) else []
+    values = [word.removeprefix(_VISIBLE) for word in variables if word.startswith(_VISIBLE)]
+    return bool(values) and "void" not in values and values[-1] not in ("", "none")
 
 
-def monitored(words: tuple[str, ...]) -> tuple[str, str] | None:
-    """Namespace and name of the pod of a container that this conmon watches. Its `-n` is
-    `k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT`, and none of these has an underscore."""
+def monitored_pod(words: tuple[str, ...]) -> tuple[str, str] | None:
+    """The namespace and the name of the pod whose container a conmon process monitors, None if it
+    is no container of a pod. `words` are conmon's command line. Its `-n` is
+    `k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT`, and no part of that has an underscore."""
     name = dict(itertools.pairwise(words)).get("-n", "")
     parts = name.split("_")
     return (parts[3], parts[2]) if len(parts) == 6 and parts[0] == "k8s" else None

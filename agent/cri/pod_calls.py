@@ -1,7 +1,7 @@
-"""Pods of the agent's own: what `verify` runs and removes.
+"""The calls by which `verify` runs and removes its own pods.
 
-Invariant: each pod carries the label by which a later run finds and removes it. A pod uses the
-network of the node, so no network plugin is needed, and its image is one that is on the node.
+Invariant: each pod has a label by which a later run finds and removes it. A pod uses the network of
+the node, so no network plugin is needed, and an image that is on the node.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _LABELS = {"toolkit-agent/verify": "true"}
 
 @dataclass(frozen=True)
 class DeviceRequest:
-    """A CDI device (a qualified name) that a container asks for: by an annotation with this prefix,
-    or by the CRI's field if the prefix is empty."""
+    """A container's request for a CDI device. `device` is its qualified name. The request is an
+    annotation with `prefix`, or the CRI's field if the prefix is empty."""
 
     device: str
     prefix: str = ""
 
 
 class PodCalls(PodQuestions):
-    """Calls that run pods. All of them raise Unreachable; Rejected if the runtime answers with
-    an error, and NotFound if it does not know the pod or the container, for which `PodQuestions`
-    has empty answers."""
+    """Calls that run pods. Each raises Unreachable; Rejected if the runtime answers with an error;
+    NotFound if it does not know the pod or the container (`PodQuestions` then returns an empty
+    answer)."""
 
     def has_image(self, image: str) -> bool:
         """Is this image on the node?"""
@@ -62,7 +62,8 @@ class PodCalls(PodQuestions):
     def create(
         self, sandbox: str, pod: api_pb2.PodSandboxConfig, image: str, asked: DeviceRequest
     ) -> str:
-        """Create a container with a device in a pod, and do not start it. Returns its id."""
+        """Create a container with a device in a pod, without starting it. Returns its id. `pod` is
+        the configuration that `run` returned."""
         from agent._cri import api_pb2
 
         security = api_pb2.LinuxContainerSecurityContext(namespace_options=_namespaces())
@@ -95,8 +96,8 @@ class PodCalls(PodQuestions):
         self.ask("RemovePodSandbox", api_pb2.RemovePodSandboxRequest(pod_sandbox_id=sandbox))
 
     def pods(self) -> list[Sandbox]:
-        """The pods of this agent's that the runtime knows."""
-        # The namespace is compared too, because what is listed is removed.
+        """The pods of `verify` in the runtime's list."""
+        # The namespace is compared too, because the listed pods are removed.
         return [pod for pod in self.sandboxes(_LABELS) if pod.namespace == NAMESPACE]
 
 
@@ -109,6 +110,5 @@ def _namespaces() -> Any:
 def pod_calls(
     path: str, name: str, known: tuple[str, ...], timeout: float
 ) -> AbstractContextManager[PodCalls]:
-    """Calls to the runtime behind the socket at an agent path, `timeout` seconds for all of them.
-    `name` and `known` as in `client.Session`."""
+    """Open a session for calls that run pods; parameters as in `client.session`."""
     return session(PodCalls, path, name, timeout, known)

@@ -19,16 +19,17 @@ from agent.errors import Unreachable, reason
 from agent.host import budget
 from agent.host.paths import HostRoot
 
-_SLACK = 0.1  # seconds; both clocks are coarse, and a process reads its files after its start
+_SLACK = 0.1  # seconds; both times are inexact, and a process reads its files after its start
 _UNIT = re.compile(r"[A-Za-z0-9@_.:\\-]+\.service")
 _USERS = re.compile(r"user\.slice|user-[0-9]+\.slice|user@[^/]*\.service")  # parts of a cgroup path
 
 
 @dataclass(frozen=True)
 class Process:
-    """A running runtime. `start` is its start time in clock ticks since boot (proc(5), field 22).
-    `executable` and `config` are paths as the process sees them. `unit` is the systemd unit of its
-    cgroup. `proc` is the /proc in which it was found."""
+    """The process of a runtime. `start` is its start time in clock ticks since boot (proc(5), field
+    22). `executable` and `config` (the file of -c or --config) are paths in the process's own root;
+    None if not known. `unit` is the systemd service of its cgroup, None if it has none. `command`
+    is its command line. `proc` is the /proc in which it was found."""
 
     pid: int
     start: int
@@ -43,12 +44,12 @@ class Process:
         return self.pid, self.start
 
 
-def peer(path: str, name: str, timeout: float = 5.0) -> int:
-    """The pid of the process behind a unix socket; 0 if we cannot see its pid namespace.
+def peer_pid(path: str, name: str, timeout: float = 5.0) -> int:
+    """The pid of the process behind a unix socket; 0 if its pid is not visible in our namespace.
 
-    SO_PEERCRED names that process reliably (observed on containerd 1.6 to 2.4 and CRI-O), which the
-    credentials of a message do not. Raises Unreachable if nothing listens, or if a process of
-    a user other than root does; `name` is the path in the message.
+    SO_PEERCRED is reliable for this (observed on containerd 1.6 to 2.4 and CRI-O); the credentials
+    of a message are not. `path` is an agent path, `name` is the path in messages. Raises
+    Unreachable if no process listens, or if it is not root's.
     """
     try:
         found = os.stat(path)
@@ -71,7 +72,7 @@ def peer(path: str, name: str, timeout: float = 5.0) -> int:
 
 
 def _why(error: OSError) -> str:
-    """Why nothing can be asked, and what to do."""
+    """The reason why the socket cannot be used, with the remedy."""
     text = "no answer" if isinstance(error, TimeoutError) else reason(error)
     return text if isinstance(error, PermissionError) else f"{text}; is the runtime up?"
 
@@ -83,15 +84,15 @@ def _trusted() -> tuple[int, int]:
 
 def _wrong_user(name: str, uid: int) -> Unreachable:
     return Unreachable(
-        f"cannot use {name}: the process behind it is of user {uid}, and not root's; give the CRI "
-        "socket of the node's own runtime"
+        f"cannot use {name}: the process behind it belongs to user {uid}, not to root; give the "
+        "CRI socket of the node's own runtime"
     )
 
 
 @contextlib.contextmanager
 def short_socket_path(path: str) -> Iterator[str]:
-    """A path of a socket that fits into a socket address (107 bytes). A host root can make the path
-    longer than the one on which the runtime listens."""
+    """A path of a socket that fits into a socket address (107 bytes). Below a host root, the agent
+    path can be longer than that."""
     if len(os.fsencode(path)) < 108:
         yield path
         return
@@ -103,24 +104,25 @@ def short_socket_path(path: str) -> Iterator[str]:
 
 
 def find(socket_path: str, name: str, host: HostRoot, kind: str) -> Process | None:
-    """The process that listens on the CRI socket, or None if it cannot be found.
+    """The process that listens on the CRI socket (agent path), None if it is not known.
 
-    If we cannot see its pid (another pid namespace), it is the only process in the host's /proc
-    that belongs to root, is of this kind and is run by systemd. Raises Unreachable.
+    If its pid is not visible (another pid namespace), it is the only process in the host's /proc
+    that belongs to root, is of this kind and has a systemd unit; None if there are several. `name`
+    is the socket's path in messages. Raises Unreachable.
     """
-    pid = peer(socket_path, name)
+    pid = peer_pid(socket_path, name)
     if pid > 1:
-        found = inspect(pid, "/proc")
-        if found is not None and (uid := _user(found)) is not None:
+        running = inspect(pid, "/proc")
+        if running is not None and (uid := _user(running)) is not None:
             raise _wrong_user(name, uid)
-        return found
-    fits = [
+        return running
+    matches = [
         process
         for entry in _pids(host.proc)
         if (process := inspect(entry, host.proc)) and process.unit and is_kind(process, kind)
         and _user(process) is None
     ]  # fmt: skip
-    return fits[0] if len(fits) == 1 else None
+    return matches[0] if len(matches) == 1 else None
 
 
 def is_trusted(process: Process) -> bool:
@@ -129,8 +131,9 @@ def is_trusted(process: Process) -> bool:
 
 
 def _user(process: Process) -> int | None:
-    """A user other than root among the uids of a process. The owner of its directory in /proc does
-    not count, because that is root for a process that makes itself undumpable."""
+    """A user other than root among the uids of a process, None if there is none. The owner of its
+    directory in /proc does not count, because it is root for a process that makes itself
+    undumpable."""
     text = _read(f"{process.proc}/{process.pid}/status")
     line = next((line for line in text.splitlines() if line.startswith(b"Uid:")), b"")
     uids = [int(word) for word in line.split()[1:] if word.isdigit()]
@@ -145,7 +148,7 @@ def _pids(proc: str) -> list[int]:
 
 
 def inspect(pid: int, proc: str) -> Process | None:
-    """A process as /proc shows it, or None if it has ended."""
+    """A process by its pid in the directory `proc`, None if it has ended."""
     base = f"{proc}/{pid}"
     start = start_time(pid, proc)
     if start is None:
@@ -166,8 +169,9 @@ def inspect(pid: int, proc: str) -> Process | None:
 
 
 def environment(process: Process) -> dict[str, str] | None:
-    """The variables with which a process was started; None if we may not read them. Of two with
-    one name the first counts, as for the process. They may hold secrets, and are never shown."""
+    """The environment with which a process was started, None if it cannot be read. Of two variables
+    with the same name the first counts, as for the process. The values can be secrets, and are
+    never shown."""
     try:
         with open(f"{process.proc}/{process.pid}/environ", "rb") as file:
             data = file.read(budget.PROC.size + 1)
@@ -208,7 +212,7 @@ def start_time(pid: int, proc: str = "/proc") -> int | None:
 
 
 def is_kind(process: Process, kind: str) -> bool:
-    """Is this process a containerd (or crio), by the name of its executable or of its command?"""
+    """Is this the process of a runtime of this kind, by the name of its executable or command?"""
     comm = os.fsdecode(_read(f"{process.proc}/{process.pid}/comm")).strip()
     names = [process.executable or "", comm, *process.command[:1]]
     bases = [os.path.basename(name) for name in names]
@@ -217,17 +221,18 @@ def is_kind(process: Process, kind: str) -> bool:
 
 
 def config_argument(words: tuple[str, ...]) -> str | None:
-    """The value of -c or --config on a runtime's command line; the last one wins (observed)."""
-    found = None
+    """The value of -c or --config on a runtime's command line, None without one. The last one wins
+    (observed)."""
+    config = None
     for word, following in zip(words[1:], (*words[2:], None), strict=False):
         flag, equals, value = word.partition("=")
         if flag in ("-c", "--c", "-config", "--config"):
-            found = value if equals else following or found
-    return found
+            config = value if equals else following or config
+    return config
 
 
 def start_moment(process: Process, clock: Callable[[], float] = time.time) -> float:
-    """The start of a process, in seconds since the epoch, if the clock was not set since."""
+    """The start time of a process in seconds since the epoch, by the present state of `clock`."""
     running = time.clock_gettime(time.CLOCK_BOOTTIME) - process.start / os.sysconf("SC_CLK_TCK")
     return clock() - running
 
@@ -245,9 +250,9 @@ def changed_since_start(
 
 
 def unit_of(cgroup: str) -> str | None:
-    """The systemd service that runs a process, from its /proc/PID/cgroup (v1 and v2).
+    """The systemd service of a process. `cgroup` is the content of its /proc/PID/cgroup (v1 or v2).
 
-    None for a process of a user's own systemd. The first service in the path is systemd's. The
+    None for a process of a user's own systemd. The first service in the path counts, because the
     names below it are chosen by that service, or by a user to whom the subtree was delegated.
     """
     for line in cgroup.splitlines():

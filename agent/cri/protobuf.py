@@ -1,7 +1,7 @@
-"""Parses protobuf messages of other programs within a budget.
+"""The parser for protobuf messages of other programs, within a budget.
 
-Invariant: fields are counted along the description of the message before any of them is parsed. The
-library takes a hundred bytes of memory for an empty message of two.
+Invariant: fields are counted by the descriptor of the message before the message is parsed, because
+the library takes a hundred bytes of memory for an empty message of two bytes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _TEXT = (9, 12)  # field types string and bytes
 
 
 def parsed(data: bytes, kind: type[_Message], budget: Budget) -> _Message:
-    """The message in `data`. Raises ValueError with a part of a sentence if there is none, or
-    one that exceeds the budget (OverBudget)."""
+    """The message of the class `kind` in `data`. Raises ValueError if there is none, and OverBudget
+    if it exceeds the budget. The text of the error is the end of a sentence."""
     from google.protobuf.message import DecodeError
 
     if len(data) > budget.size:
@@ -36,7 +36,7 @@ def parsed(data: bytes, kind: type[_Message], budget: Budget) -> _Message:
 
 
 def _fields(data: bytes, kind: Descriptor, most: int) -> int:
-    """How many fields a message has, those in its messages included; counting ends above `most`.
+    """The number of fields of a message, also in nested messages; counting ends above `most`.
     Raises IndexError if the message is cut short."""
     count = 0
     todo: list[tuple[int, int, Descriptor]] = [(0, len(data), kind)]

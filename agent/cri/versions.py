@@ -1,4 +1,4 @@
-"""Versions as runtimes spell them: `1.6.20~ds1`, `2.1.9+unknown`, `v2.0.5-k3s1`, `1.37.0`."""
+"""The versions of runtimes, in all spellings: `1.6.20~ds1`, `2.1.9+unknown`, `v2.0.5-k3s1`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ Version: TypeAlias = tuple[int, int, int]
 
 
 def parse_version(text: str) -> Version | None:
-    """(major, minor, patch) of a version with any suffix; None if there is no number."""
+    """The numbers (major, minor, patch) of a version with any suffix, None if the text is not a
+    version."""
     found = re.match(r"v?(\d{1,5})\.(\d{1,5})(?:\.(\d{1,5}))?", text.strip())
     return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None

@@ -73,7 +73,7 @@ def _other_sockets(node: Node) -> Iterator[str]:
     for socket in (item.socket for item in find.sockets(node.settings, node.host)):
         with contextlib.suppress(Unreachable, OSError):
             if socket.host != node.runtime.socket.host:
-                process.peer(socket.agent, socket.host, 1.0)
+                process.peer_pid(socket.agent, socket.host, 1.0)
                 yield socket.host
 
 

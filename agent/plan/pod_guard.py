@@ -288,7 +288,7 @@ def _monitors(
         is_monitor = os.path.basename(line[0]).startswith("conmon")
         if not is_monitor or not any(is_below(word, *directories) for word in line[1:]):
             continue
-        pod = client.monitored(line)
+        pod = client.monitored_pod(line)
         if pod is None:
             yield f"the container of {line[0]} with pid {pid}"
         elif pod not in known:

@@ -82,7 +82,7 @@ def _runtime(settings: Settings, host: HostRoot, given: str) -> Runtime:
     can replace the socket, because the answer decides which files are edited."""
     socket = trust.require(host, given, f"use the socket {given}", allow_sticky=True)
     name = socket.host
-    process.peer(socket.agent, name)  # its errors say more than those of gRPC
+    process.peer_pid(socket.agent, name)  # its errors say more than those of gRPC
     try:
         answer = registry.ask(socket.agent, name)
     except Unimplemented as error:

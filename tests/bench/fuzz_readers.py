@@ -302,7 +302,7 @@ def _read_proc(data: bytes) -> None:
             process.is_kind(found, "containerd")
             variables = process.environment(found)
             command_line.parse(found.command, variables or {})
-            cri.monitored(found.command)
+            cri.monitored_pod(found.command)
     majors.parsed(data.decode("ascii", "replace"))
     for line in data.decode("utf-8", "surrogateescape").splitlines():
         kernel._information(str(_file("information", line.encode("utf-8", "surrogateescape"))))

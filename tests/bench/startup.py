@@ -134,13 +134,13 @@ def first_answer_to_ready(bench: Bench) -> float:
     from agent.cri import process
     from tests.conformance import cri
 
-    old = process.peer(str(bench.reachable), "the runtime")
+    old = process.peer_pid(str(bench.reachable), "the runtime")
     thread = threading.Thread(target=bench.agent("apply"))
     thread.start()
     answered: float | None = None
     while answered is None:
         try:
-            if process.peer(str(bench.reachable), "the runtime") != old:
+            if process.peer_pid(str(bench.reachable), "the runtime") != old:
                 cri.ask(bench.reachable, 1.0)
                 answered = time.perf_counter()
         except Exception:  # noqa: BLE001, S110 - whatever it is, it is no answer yet

@@ -121,7 +121,7 @@ class ModelNode:
         self._make_files()
         replaced: tuple[tuple[object, str, Callable[..., object]], ...] = (
             (process, "find", lambda *_: self._process()),
-            (process, "peer", lambda *_: self._process().pid),
+            (process, "peer_pid", lambda *_: self._process().pid),
             (client, "ask", lambda *_, **__: self._answer()),
             (client, "pod_questions", lambda *_, **__: contextlib.nullcontext(_NoPods())),
             (

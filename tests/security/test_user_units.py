@@ -93,7 +93,7 @@ def test_socket_of_a_user_is_refused(place: Path) -> None:
     socket = place / "his/s"
     with user_process(socket):
         for ask in (
-            lambda: process.peer(str(socket), "/s"),
+            lambda: process.peer_pid(str(socket), "/s"),
             lambda: process.find(str(socket), "/s", HostRoot("/"), "containerd"),
         ):
             with pytest.raises(Unreachable, match=rf"^cannot use /s: .* user {USER}") as told:
@@ -103,7 +103,7 @@ def test_socket_of_a_user_is_refused(place: Path) -> None:
 
 def looked_for(host: Path, monkeypatch: pytest.MonkeyPatch) -> process.Process | None:
     """The runtime's process, where its pid is not shown to us."""
-    monkeypatch.setattr(process, "peer", lambda *_: 0)
+    monkeypatch.setattr(process, "peer_pid", lambda *_: 0)
     return process.find("/s", "/s", HostRoot(str(host)), "containerd")
 
 
@@ -147,6 +147,6 @@ def test_undumpable_process_counts_as_its_users(monkeypatch: pytest.MonkeyPatch)
     """Its directory in /proc belongs to root then, and its links cannot be read by others. It is
     the user's all the same."""
     with user_process(None) as pid:
-        monkeypatch.setattr(process, "peer", lambda *_: pid)
+        monkeypatch.setattr(process, "peer_pid", lambda *_: pid)
         with pytest.raises(Unreachable, match=rf"user {USER}"):
             process.find("/s", "/s", HostRoot("/"), "containerd")

@@ -168,7 +168,7 @@ def test_handlers_and_programs_are_read(runtime: str) -> None:
         assert OF_CRIO.pod_handler(of_pod["nvidia"]) == "nvidia"
         assert OF_CRIO.pod_handler(of_pod["default"]) == ""
         assert OF_CRIO.pod_programs(of_pod["nvidia"], NOTHING, "") == ()
-        assert {client.monitored(tuple(line)) for line in data["monitors"]} == {
+        assert {client.monitored_pod(tuple(line)) for line in data["monitors"]} == {
             ("default", "gpu-pod"), ("default", "plain-pod")
         }  # fmt: skip
     else:
@@ -213,7 +213,7 @@ def test_answers_of_another_form_are_ignored(info: Mapping[str, Any]) -> None:
 )  # fmt: skip
 def test_monitors_of_podman_are_ignored(words: tuple[str, ...]) -> None:
     """Podman's watch no pod of Kubernetes."""
-    assert client.monitored(words) is None
+    assert client.monitored_pod(words) is None
 
 
 CRUN = {"runtime_path": "/usr/libexec/crio/crun", "runtime_root": "/run/crun"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.cri import process
-from agent.cri.process import config_argument, inspect, is_kind, peer, start_time, unit_of
+from agent.cri.process import config_argument, inspect, is_kind, peer_pid, start_time, unit_of
 from agent.errors import Unreachable
 from agent.host.paths import HostRoot
 
@@ -202,21 +202,21 @@ def test_peer_is_who_listens(tmp_path: Path) -> None:
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        assert peer(str(path), NAME) == child.pid
+        assert peer_pid(str(path), NAME) == child.pid
         found = process.find(str(path), NAME, HostRoot("/"), "containerd")
         assert found is not None
         assert found.identity == (child.pid, start_time(child.pid))
         assert found.command[1] == "-c"
         child.kill()
     with pytest.raises(Unreachable, match=rf"^cannot reach {NAME}: connection refused"):
-        peer(str(path), NAME)
+        peer_pid(str(path), NAME)
 
 
 def test_plain_file_is_no_socket(tmp_path: Path) -> None:
     """Told apart from a runtime that is down."""
     (tmp_path / "s").touch()
     with pytest.raises(Unreachable, match=rf"^cannot reach {NAME}: it is not a socket"):
-        peer(str(tmp_path / "s"), NAME)
+        peer_pid(str(tmp_path / "s"), NAME)
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda p: p.symlink_to("none"), lambda _: None])
@@ -225,7 +225,7 @@ def test_socket_without_a_listener_is_unreachable(make: object, tmp_path: Path) 
     assert callable(make)
     make(tmp_path / "s")
     with pytest.raises(Unreachable, match=rf"^cannot reach {NAME}: ") as told:
-        peer(str(tmp_path / "s"), NAME)
+        peer_pid(str(tmp_path / "s"), NAME)
     assert told.value.exit_code == 4
 
 
@@ -234,12 +234,12 @@ def test_full_queue_does_not_hang(tmp_path: Path) -> None:
     with listening(tmp_path / "s", 0), socket.socket(socket.AF_UNIX) as first:
         first.connect(str(tmp_path / "s"))
         with pytest.raises(Unreachable, match=r"^cannot reach"):
-            peer(str(tmp_path / "s"), NAME, timeout=0.2)
+            peer_pid(str(tmp_path / "s"), NAME, timeout=0.2)
 
 
 def hidden(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> process.Process | None:
     """Look for the process where its pid is not shown to us."""
-    monkeypatch.setattr(process, "peer", lambda *_: 0)
+    monkeypatch.setattr(process, "peer_pid", lambda *_: 0)
     root = proc.directory.parent
     return process.find("/s", NAME, HostRoot(str(root)), "containerd")
 
@@ -283,4 +283,4 @@ def test_socket_with_a_long_name_is_reached(tmp_path: Path) -> None:
         server.bind(f"/proc/self/fd/{fd}/s")
         os.close(fd)
         server.listen()
-        assert process.peer(str(directory / "s"), "s") == os.getpid()
+        assert process.peer_pid(str(directory / "s"), "s") == os.getpid()
