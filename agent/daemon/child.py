@@ -1,8 +1,8 @@
-"""One convergence of `run`, in a process of its own: the child of `agent.daemon.supervisor`.
+"""One convergence of `run`, in a child process of `agent.daemon.supervisor`.
 
-Invariant: however the convergence ends, its report to the supervisor is written, so that the right
-paths are watched. The last line in the log says what state the node is in; its keys are the same
-whatever was done, but without a decision its keys are missing.
+Invariant: the report to the supervisor is always written, even after an error, so that the right
+paths are watched. The last line of the log has the state of the node, always with the same keys; if
+no decision was made, the keys of the decision are missing.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def work(
     ctx: Context, *, lock: int, pipe: int, logged: int, since: float, refresh: bool = False,
     barrier: bool = False,
 ) -> int:  # fmt: skip
-    """Converge once; gives the exit code.
+    """Converge once, and return the exit code of the child.
 
-    `lock`, `pipe` and `logged` are descriptors that the supervisor hands down: of the lock, of the
-    pipe for the report, and of the file of `RepeatFilter`. `since` is the monotonic time at which
-    the supervisor started. `refresh` and `barrier` are explained in `agent.daemon.supervisor`.
+    `lock`, `pipe` and `logged` are descriptors from the supervisor: of the node's lock, of the pipe
+    for the report, and of the file of `RepeatFilter`. `since` is the monotonic time at which the
+    supervisor started. `refresh` and `barrier` as in the protocol in `agent.daemon.supervisor`.
     """
     for fd in (lock, pipe, logged):
         os.set_inheritable(fd, False)
@@ -72,7 +72,7 @@ def work(
         publish_failure(ctx.publisher, ctx.log, error)
         ctx.log.info("standing aside", reason=error.message)
     except AgentError as error:
-        code, reason, entries = error.exit_code, error.message, _watched_for(error)
+        code, reason, entries = error.exit_code, error.message, _error_entries(error)
         fields = _failure_fields(error, proposals[-1])
         if isinstance(error, PutOff):
             code = NOT_YET
@@ -85,8 +85,8 @@ def work(
     return code
 
 
-def _watched_for(error: AgentError) -> tuple[str, ...]:
-    """What ends this error, besides what is watched anyway."""
+def _error_entries(error: AgentError) -> tuple[str, ...]:
+    """The further entries of the watch list whose change can end this error."""
     if isinstance(error, PutOff | RestartBudget):
         return (f"@{error.until}",)
     return (error.path.agent,) if isinstance(error, RestartHazard) else ()
@@ -98,11 +98,11 @@ def _report(parts: tuple[str, ...], pipe: int) -> None:
         with open(pipe, "wb") as file:
             file.write(data)
     except BrokenPipeError:
-        return  # the supervisor was killed; the work is done all the same
+        return  # the supervisor was killed, but the convergence is complete
 
 
 def success_fields(outcome: Outcome) -> dict[str, Any]:
-    """The fields of the log line of a convergence that succeeded."""
+    """The fields of the log line for a convergence that succeeded."""
     parts = [_RECOVERED[outcome.recovered]] if outcome.recovered in _RECOVERED else []
     if outcome.changed:
         parts.append(f"changed {len(outcome.changed)} files")
@@ -119,8 +119,8 @@ def success_fields(outcome: Outcome) -> dict[str, Any]:
 
 
 def _failure_fields(error: AgentError, proposal: Proposal | None) -> dict[str, Any]:
-    """The fields of a convergence that was refused, undone or put off. `proposal` is the last one,
-    if there was any."""
+    """The fields of the log line for a convergence that was refused, undone or put off. `proposal`
+    is the last proposal, None if none was made."""
     done = "nothing"
     if isinstance(error, RollbackFailed):
         done = "changed the node and could not undo it"

@@ -1,10 +1,10 @@
-"""The pid file of NVIDIA's installer: it says that one toolkit runs on this node, and which.
+"""The pid file of NVIDIA's installer: the pid of the one toolkit that runs on this node.
 
-Invariant: the file belongs to the process that holds the lock on it, for as long as that process
-lives. Nobody else writes or removes the file. A name that is gone, or that stands for another file
-by now, is no lock. Only a file that looks like a pid file is overwritten.
+Invariant: the file belongs to the process that holds the lock on it, as long as that process lives.
+No other process writes or removes the file. A lock counts only if the file still has its name. Only
+a file with the content of a pid file is overwritten.
 
-`agent.host.lock` is never removed. The pid file goes with its owner, as people expect.
+Unlike the node's lock (`agent.host.lock`), the pid file is removed when its owner ends.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _NOT_OPENED = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # a link, a directory, a
 
 
 def find(host: HostRoot, given: str | None) -> str | None:
-    """The agent path of the pid file that an option gives, if it does.
+    """The agent path of the pid file of an option (`given`), None without one.
 
-    Its directory is made if it is missing. Raises Refused if somebody else than root can write
-    to that directory. The file itself is not looked at.
+    The file's directory is made if it is missing. Raises Refused if a user other than root can
+    write to that directory. The file itself is not examined.
     """
     if not given:
         return None
@@ -48,9 +48,10 @@ def find(host: HostRoot, given: str | None) -> str | None:
 
 @contextlib.contextmanager
 def held(host: HostRoot, given: str | None) -> Iterator[None]:
-    """Hold the pid file, if an option gives one, during a convergence without a supervisor.
+    """Hold the pid file of an option, if there is one, during a convergence without a supervisor.
 
-    Signals that would end this process wait until the file is gone. Raises Locked or Refused.
+    Signals that would end this process are blocked until the file is removed. Raises Locked or
+    Refused.
     """
     path = find(host, given)
     if path is None:
@@ -66,9 +67,10 @@ def held(host: HostRoot, given: str | None) -> Iterator[None]:
 
 
 def take(path: str) -> int:
-    """Write our pid to the file at an agent path. The descriptor holds the file until it is closed.
+    """Lock the pid file at an agent path and write our pid to it. Returns the descriptor that holds
+    the lock until it is closed.
 
-    Raises Locked if another process holds it, with its file unchanged. Raises Refused.
+    Raises Locked, and leaves the file unchanged, if another process holds it. Raises Refused.
     """
     try:
         while True:
@@ -77,18 +79,19 @@ def take(path: str) -> int:
                 if _has_name(directory, name, fd):
                     text = f"{os.getpid()}\n".encode()
                     os.fchmod(fd, 0o600)
-                    # In this order no reader finds a part of one pid and a part of another.
+                    # In this order, no reader gets the beginning of one pid and the end of another.
                     os.pwrite(fd, text, 0)
                     os.ftruncate(fd, len(text))
                     return fd
-            os.close(fd)  # its owner removed it and ended after we opened it
+            os.close(fd)  # the owner removed the file after we opened it
     except OSError as error:
         why = _NO_FILE if error.errno in _NOT_OPENED else reason(error)
         raise Refused(f"cannot use the pid file {path}: {why}") from error
 
 
 def _open(directory: int, name: str, path: str) -> int:
-    """The file, locked. Whatever lies there is not truncated, and a link is not followed."""
+    """Open and lock the file, and return its descriptor. An existing file is not truncated, and a
+    link is not followed."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     fd = os.open(name, flags, 0o600, dir_fd=directory)  # others could lock a file they can open
     try:

@@ -1,11 +1,11 @@
-"""A filter that lets the log name a cause once, and again after ten minutes.
+"""A filter by which the log has the same cause once, and again after ten minutes.
 
-Each convergence of `run` is a process of its own. The lines that were logged are therefore noted in
-a file without a name, whose descriptor the supervisor hands down to each child.
+Each convergence of `run` is a separate process. So logged lines are noted in a file without a name,
+whose descriptor each child inherits from the supervisor.
 
 Invariant: an event that reports an action is always logged; only events that report a state are
-held back. A warning about a change has the transaction of that change, so that it is news with each
-change. A file that cannot be read or written costs repeated lines, and nothing else.
+held back. A warning about a change has the transaction of that change, so that it is logged for
+each change. If the file cannot be read or written, lines are repeated.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from agent.log import Log
 
 AGAIN = 600.0  # seconds
 FAILED = "failed"
-# The events of level info that say how things are; those of the other levels all do.
+# The events of level info that report a state. All events of higher levels do.
 _STATES = frozenset({"unfinished change found", "restart put off"})
 _MOST = 1000  # lines that are noted
 _LIMIT = 1 << 20
 
 
 class RepeatFilter:
-    """A log that passes lines to `log`, except states that were logged in the last ten minutes.
-    `fd` is the file that notes them."""
+    """A log that passes events to `log`, except states that were logged in the last ten minutes.
+    `fd` is the file in which these are noted; `clock` returns monotonic seconds."""
 
     def __init__(self, fd: int, log: Log, clock: Callable[[], float]) -> None:
         self._fd = fd
@@ -41,7 +41,7 @@ class RepeatFilter:
         self.error = functools.partial(self._write_news, log.error)
 
     def info(self, event: str, /, **data: Any) -> None:
-        """Write what was done; write how things are unless that was written a short while ago."""
+        """Write an action; write a state if it was not written in the last ten minutes."""
         if event in _STATES:
             self._write_news(self._log.info, event, **data)
         else:
@@ -62,11 +62,11 @@ class RepeatFilter:
         return True
 
     def forget(self, event: str) -> None:
-        """The state of an event is over: the next one is logged at once."""
+        """Forget the noted lines of an event, so that its next line is logged at once."""
         known = self._load()
-        left = {key: at for key, at in known.items() if not key.startswith(f"{event} ")}
-        if left != known:
-            self._save(left)
+        kept = {key: at for key, at in known.items() if not key.startswith(f"{event} ")}
+        if kept != known:
+            self._save(kept)
 
     def _load(self) -> dict[str, float]:
         try:

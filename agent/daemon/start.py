@@ -1,8 +1,8 @@
-"""From the command line to the waiting process.
+"""The start of `run`, up to the execution of the supervisor.
 
-Invariant: when this process becomes the supervisor, it already holds the lock and the pid file and
-blocks its signals. So no second instance and no signal can come between. It stays one process from
-here to its end, so that the pid in the file stays right.
+Invariant: when this process executes the supervisor, it already holds the lock and the pid file and
+blocks its signals. So no second instance and no signal can interfere. The process stays the same,
+so that the pid in the pid file stays right.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ COMMAND = "converge-child"
 
 
 def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
-    """Take the lock and the pid file, and execute the supervisor; `options` go to every child.
-    Raises Locked or Refused."""
+    """Take the lock and the pid file, and execute the supervisor in this process. `options` are
+    options of the command line of every child. Raises Locked or Refused."""
     since = ctx.clock()
     fd = ctx.store.take_lock()
     os.set_inheritable(fd, True)
@@ -36,7 +36,7 @@ def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
     except OSError as error:
         raise Refused(
             f"cannot write the ready file {readiness.path}: {reason(error)}; give a file in a "
-            "directory of this process's own, such as an emptyDir in memory"
+            "directory that only this process uses, such as an emptyDir in memory"
         ) from error
     logged = os.memfd_create("logged", 0)  # see RepeatFilter
     os.set_inheritable(logged, True)
@@ -51,7 +51,7 @@ def become_supervisor(ctx: Context, options: Sequence[str]) -> NoReturn:
         f"--logged-fd={logged}", f"--since={since}", f"--entry={ctx.settings.entry}", *options,
     ]  # fmt: skip
     deadline = 2 * ctx.settings.proof_timeout + 300
-    # Without `site` and PYTHON* variables, because it imports only from the standard library.
+    # `site` and PYTHON* variables are not needed: the supervisor imports only the standard library.
     program = [sys.executable, "-I", "-S", supervisor.__file__]
     published = [ctx.publisher.path(name) for name in (status.READY, status.TWIN)]
     words = [str(ctx.settings.interval), str(deadline), held]

@@ -1,9 +1,9 @@
 """The waiting process of `run`: it watches paths, and a child process converges the node.
 
-Invariant: this module imports only os, sys, signal, time and errno, so that waiting costs next to
-nothing. A convergence counts only if no watched path changed while it ran, so that no change is
-lost. If a child cannot finish (it is killed, or crashes), readiness is withdrawn, because nobody
-has proven the node.
+Invariant: this module imports only os, sys, signal, time and errno, so that waiting needs little
+memory and time. If a watched path changed during a convergence, another one follows, so that no
+change is lost. If a child is killed or crashes, readiness is withdrawn, because the node is not
+proven.
 
 `start.py` takes the lock, blocks the signals, and executes this file:
 
@@ -11,7 +11,7 @@ has proven the node.
 
     INTERVAL    seconds between two convergences if nothing changes
     DEADLINE    seconds after which a child is killed
-    PIDFILE     DESCRIPTOR:PATH of the pid file, which goes with this process; or empty
+    PIDFILE     DESCRIPTOR:PATH of the pid file, which is removed at the end; or empty
     READYFILE   the ready file (see `Readiness`); or empty
     REQUEST     the file with which a `revert` asks for the lock (`agent.transaction.stand_aside`)
     READY TWIN  the status files, in the order in which they are withdrawn
@@ -22,12 +22,11 @@ The protocol with a child:
     --watch-fd=N  added to ARGV. The child writes its report to this pipe: the reason why the node
                   is not ready ("" if it is), then the entries to watch (see `signature`); each
                   part ends with NUL.
-    --refresh     added if an answer that leaves no trace in a file, such as NVML's, must not be
-                  trusted any more.
-    --barrier     added if this process withdrew READY, so that the child puts it back.
+    --refresh     added if the child must ask again for answers that no file shows, such as NVML's.
+    --barrier     added if this process withdrew READY, so that the child writes it again.
     SIGTERM       tells the child to end. It finishes or undoes a change in progress first.
-    exit code     one of `FINISHED` if the child came to its end and withdrew what it had to.
-                  With ASIDE it has released the lock to a `revert`, for good.
+    exit code     one of `FINISHED` if the child completed its work, and withdrew readiness itself
+                  if that was needed. ASIDE: it has released the lock to a `revert`, for good.
 """
 
 import errno
@@ -41,9 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-POLL = 0.5  # seconds between two looks at the watched paths
-IN_A_ROW = 10  # so many convergences with changes meanwhile are not yet a fight with a writer
-DEVICE_WEIGHT = 0.1  # a changed device counts less, because to split eight GPUs takes a minute
+POLL = 0.5  # seconds between two comparisons of the watched paths
+IN_A_ROW = 10  # convergences in a row with changes meanwhile, before pauses become longer
+DEVICE_WEIGHT = 0.1  # a changed device counts less, because splitting eight GPUs takes a minute
 LONGEST_PAUSE = 60.0  # seconds; the longest back-off
 USAGE = 2  # exit code of a child that will never succeed
 NOT_YET = 75  # exit code of a child that did not fail, on a node that is not ready
@@ -58,7 +57,7 @@ _TYPE, _LINK = 0o170000, 0o120000
 
 
 def signature(entry: bytes) -> object:
-    """A value that changes when a watched entry changes; None if there is nothing.
+    """A value that changes when a watched entry changes; None if the path does not exist.
 
     /PATH               a file or directory and, for a link, also its target
     =/PATH              type, owner and identity of a path, not its content: for /tmp and the like
@@ -70,9 +69,8 @@ def signature(entry: bytes) -> object:
         return time.monotonic() >= float(entry[1:])
     try:
         if entry.startswith(b"="):
-            found = os.lstat(entry[1:])
-            return (found.st_mode, found.st_ino, found.st_dev, found.st_rdev, found.st_uid,
-                    found.st_gid)  # fmt: skip
+            own = os.lstat(entry[1:])
+            return own.st_mode, own.st_ino, own.st_dev, own.st_rdev, own.st_uid, own.st_gid
         if entry.startswith(b"/"):
             own = os.lstat(entry)
             is_link = own.st_mode & _TYPE == _LINK
@@ -88,19 +86,19 @@ def signature(entry: bytes) -> object:
         return None if error.errno in (errno.ENOENT, errno.ENOTDIR) else error.errno
 
 
-def _facts(found: os.stat_result) -> object:
+def _facts(status: os.stat_result) -> object:
     return (
-        found.st_mode, found.st_ino, found.st_dev, found.st_size, found.st_mtime_ns,
-        found.st_ctime_ns, found.st_rdev, found.st_uid, found.st_gid,
+        status.st_mode, status.st_ino, status.st_dev, status.st_size, status.st_mtime_ns,
+        status.st_ctime_ns, status.st_rdev, status.st_uid, status.st_gid,
     )  # fmt: skip
 
 
 def _device(path: bytes) -> object:
-    """What counts of a device node. A file that the kernel replaces in /proc keeps its name; only
-    its time changes."""
-    found = os.lstat(path)
-    moment = 0 if found.st_rdev else found.st_ctime_ns
-    return found.st_rdev, found.st_mode, found.st_uid, found.st_gid, moment
+    """The signature of a device node: numbers, mode and owner. For a file in /proc, also its time,
+    because the kernel replaces such a file under the same name."""
+    status = os.lstat(path)
+    moment = 0 if status.st_rdev else status.st_ctime_ns
+    return status.st_rdev, status.st_mode, status.st_uid, status.st_gid, moment
 
 
 # A cache: the names of an entry, with the modification time of the directory at that moment.
@@ -110,16 +108,16 @@ _listed: "dict[bytes, tuple[int, list[bytes] | None]]" = {}
 def _names(
     directory: bytes, entry: bytes, counts: "Callable[[bytes], bool]"
 ) -> "list[bytes] | int":
-    """The names in a directory that count; the time of the directory if it has too many names.
-    Raises OSError.
+    """The names in a directory for which `counts` is true; the modification time of the directory
+    if there are too many names. Raises OSError.
 
-    The time of /dev itself would not do, because it changes with every terminal. In /proc and /sys,
+    The time of /dev alone is not enough, because it changes with every terminal. In /proc and /sys,
     whose directories have no size, the time never changes, so these are read each time.
     """
-    found = os.stat(directory)
-    moment = found.st_mtime_ns
+    status = os.stat(directory)
+    moment = status.st_mtime_ns
     known = _listed.get(entry)
-    if known is None or known[0] != moment or not found.st_size:
+    if known is None or known[0] != moment or not status.st_size:
         known = moment, _read_names(directory, counts)
         # A second change within the same tick of the clock would not show in the time.
         if time.time_ns() - moment > 10**9:
@@ -128,15 +126,15 @@ def _names(
 
 
 def _read_names(directory: bytes, counts: "Callable[[bytes], bool]") -> "list[bytes] | None":
-    """The names that count, None if there are too many. Raises OSError."""
-    found = []
+    """The names for which `counts` is true, None if there are too many. Raises OSError."""
+    names = []
     with os.scandir(directory) as entries:
         for number, entry in enumerate(entries):
             if counts(entry.name):
-                found.append(entry.name)
-            if number >= _MOST_NAMES or len(found) > _MOST_COUNTED:
+                names.append(entry.name)
+            if number >= _MOST_NAMES or len(names) > _MOST_COUNTED:
                 return None
-    return sorted(found)
+    return sorted(names)
 
 
 def signatures(entries: "Iterable[bytes]") -> dict[bytes, object]:
@@ -145,23 +143,23 @@ def signatures(entries: "Iterable[bytes]") -> dict[bytes, object]:
 
 
 def _devices(seen: "dict[bytes, object]") -> "dict[bytes, object]":
-    """Those signatures that are of names in a directory: devices and their parts."""
+    """The signatures of entries with names in a directory: devices and MIG capabilities."""
     return {entry: value for entry, value in seen.items() if entry[:1] not in b"/!=@"}
 
 
 def backoff(times: float) -> float:
-    """Seconds to wait after so many times in a row: 1, 2, 4, … 60."""
+    """The pause in seconds after `times` failures or changes in a row: 1, 2, 4, … 60."""
     return min(LONGEST_PAUSE, float(2.0 ** min(times - 1, 10)))
 
 
 def jittered(interval: float) -> float:
-    """An interval, 10 % longer or shorter, because the nodes of a cluster start together."""
+    """The interval, up to 10 % longer or shorter, because the nodes of a cluster start together."""
     return interval * (0.9 + 0.2 * os.urandom(1)[0] / 255)
 
 
 class Requests:
-    """What the next child, or this process, is asked to do: `stop` (SIGTERM), `converge` now
-    (SIGHUP, or a `revert` that asks for the lock), and `refresh` (see the protocol)."""
+    """The requests to this process and its next child: `stop` (SIGTERM), `converge` now (SIGHUP, or
+    a `revert` that asks for the lock), and `refresh` (see the protocol)."""
 
     def __init__(self) -> None:
         self.stop = False
@@ -172,8 +170,9 @@ class Requests:
 class Loop:
     """Converge, wait for a change, and converge again.
 
-    `converge` gives an exit code and the entries to watch (None if the child named none). `wait`
-    waits so many seconds or until a signal, and notes the signal in `requests`.
+    `converge` returns an exit code and the entries to watch (None if the child reported none).
+    `wait` waits for some seconds or until a signal, and notes the signal in `requests`. `look`
+    returns the signatures of entries.
     """
 
     def __init__(
@@ -193,7 +192,7 @@ class Loop:
         self.failures = 0  # convergences in a row that failed
 
     def run(self, interval: float) -> int:
-        """Loop until a request to stop; gives the exit code."""
+        """Loop until a request to stop, and return the exit code of this process."""
         while True:
             self.converge_once()
             if self.code == USAGE:
@@ -206,13 +205,13 @@ class Loop:
                 return 0
 
     def wait_for_stop(self) -> None:
-        """Do nothing more to this node, but reap the processes that end in this pod."""
+        """Leave the node alone until a request to stop, and reap processes that end in this pod."""
         while not self.requests.stop:
             self.wait(LONGEST_PAUSE)
 
     def converge_once(self) -> None:
-        """One convergence. An entry that is watched for the first time counts as changed, because
-        nobody saw it before."""
+        """Converge once. An entry that is watched for the first time counts as changed, because its
+        earlier state is not known."""
         self.requests.converge = False
         before = self.look(self.seen)
         code, listed = self.converge()
@@ -231,15 +230,16 @@ class Loop:
         self.code = code
 
     def pause(self, interval: float) -> float:
-        """Seconds until the next convergence if nothing changes."""
+        """The seconds until the next convergence if nothing changes."""
         if self.changes:
             return backoff(self.changes - IN_A_ROW + 1)
         return backoff(self.failures) if self.failures else jittered(interval)
 
     def wait_for_change(self, seconds: float) -> None:
-        """Wait for a signal, for a change, or until the time is over.
+        """Wait for a request, for a change, or for the given seconds.
 
-        If paths change all the time, only devices end the wait early; later not even these.
+        If paths change all the time, only changed devices end the wait early; after twice as many
+        changes, not even these.
         """
         end = self.clock() + seconds
         while not (self.requests.stop or self.requests.converge):
@@ -258,7 +258,7 @@ class Loop:
 
 class ChildRunner:
     """Runs one child at a time, takes signals, and reaps every process that ends, because this
-    process may be pid 1."""
+    process can be pid 1. Paths of an empty string stand for no file."""
 
     def __init__(
         self,
@@ -277,29 +277,30 @@ class ChildRunner:
         self.answered: object = None  # the signature of the last request that was answered
         self.revert_waits = False  # a revert has asked since the last child was started
         self.published = tuple(published)  # the status files, the barrier first
-        self.barrier = False  # we withdrew the barrier, and no child has put it back
+        self.barrier = False  # we withdrew the barrier, and no child has written it again
         self.pid = 0
         self.ended: list[int] = []  # the wait status of the current child, once it has ended
 
     def wait(self, seconds: float) -> None:
-        """Wait for a signal. Signals are blocked otherwise, so that none is lost."""
+        """Wait for a signal, for `seconds` at most, and note it in `requests`. At other times
+        signals are blocked, so that none is lost."""
         self.answer_revert()
-        found = signal.sigtimedwait(SIGNALS, seconds)
-        if found is None:
+        received = signal.sigtimedwait(SIGNALS, seconds)
+        if received is None:
             return
-        if found.si_signo in (signal.SIGTERM, signal.SIGINT):
+        if received.si_signo in (signal.SIGTERM, signal.SIGINT):
             self.requests.stop = True
-        elif found.si_signo == signal.SIGHUP:
+        elif received.si_signo == signal.SIGHUP:
             self.requests.converge = self.requests.refresh = True
         self.reap()
 
     def answer_revert(self) -> None:
         """Answer a `revert` that asks for the lock. The next child releases it."""
-        found = signature(os.fsencode(self.revert_request)) if self.revert_request else None
-        if found == self.answered:
+        request = signature(os.fsencode(self.revert_request)) if self.revert_request else None
+        if request == self.answered:
             return
-        self.answered = found
-        if found is None:
+        self.answered = request
+        if request is None:
             return
         self.requests.converge = self.revert_waits = True
         try:
@@ -320,10 +321,10 @@ class ChildRunner:
                 self.ended.append(status)
 
     def converge(self) -> tuple[int, tuple[bytes, ...] | None]:
-        """Run one child to its end and publish the result. Gives its exit code and the entries to
-        watch.
+        """Run one child to its end, and update the ready file. Returns the child's exit code and
+        the entries to watch (None if it reported none).
 
-        Readiness is withdrawn if the child did not finish, but not if we told it to end.
+        Readiness is withdrawn if the child did not finish, unless we told it to end.
         """
         code, reason, listed = self._run()
         self.readiness.update(code, reason)
@@ -364,8 +365,8 @@ class ChildRunner:
         return code if code >= 0 else 128 - code, reason, listed or None
 
     def _follow(self, reader: int) -> bytes:
-        """Read the child's report until the child has ended. Past its deadline it is killed, which
-        its journal makes safe."""
+        """Read the child's report until the child has ended. After its deadline the child is
+        killed, which is safe, because the next child reads its journal."""
         end, data, signalled = time.monotonic() + self.deadline, b"", False
         while not self.ended:
             if (self.requests.stop or self.revert_waits) and not signalled:
@@ -392,9 +393,10 @@ def _drain(reader: int) -> bytes:
 
 
 def withdraw(paths: "Iterable[str]") -> bool:
-    """Remove status files in this order, up to the first that cannot be removed. Gives whether
-    the first one existed. No part of a path may be a link: links were followed at the start."""
-    there = []
+    """Remove status files in this order, up to the first that cannot be removed. Returns whether
+    the first one existed. No part of a path may be a link, because links were followed at the
+    start."""
+    existed = []
     for path in paths:
         try:
             above, name = os.path.split(path)
@@ -404,17 +406,18 @@ def withdraw(paths: "Iterable[str]") -> bool:
                 os.fsync(directory)
             finally:
                 os.close(directory)
-            there.append(True)
+            existed.append(True)
         except FileNotFoundError:
-            there.append(False)
+            existed.append(False)
         except OSError as error:
             log("readiness not withdrawn", "errno", error.errno or 0)
             break
-    return there[:1] == [True]
+    return existed[:1] == [True]
 
 
 def _directory(path: str) -> int:
-    """A descriptor of a directory. Raises OSError, also if a part of the path is a link."""
+    """Open a directory and return its descriptor. Raises OSError, also if a part of the path is a
+    link."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     here = os.open("/", flags)
     for part in filter(None, path.split("/")):
@@ -427,7 +430,7 @@ def _directory(path: str) -> int:
 
 
 def log(event: str, key: str, number: int, level: str = "warning") -> None:
-    """Write a line as `agent.log` does. An error of the log is ignored."""
+    """Write a line in the form of `agent.log`. If the log cannot be written, nothing happens."""
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     line = f'{{"{key}": {number}, "event": "{event}", "level": "{level}", "ts": "{moment}"}}\n'
     try:
@@ -437,10 +440,10 @@ def log(event: str, key: str, number: int, level: str = "warning") -> None:
 
 
 class Readiness:
-    """The ready file, which is there while the last convergence of this process succeeded. Beside
-    it, in `PATH.reason`, is the reason why it is not there. With an empty path there is no file.
+    """The ready file, which exists while the last convergence of this process succeeded. If it does
+    not exist, the file `PATH.reason` has the reason. With an empty path, there are no such files.
 
-    The content is our pid and start time, so that a later process knows whether we still run.
+    The content is our pid and start time, so that a later process can check whether we still run.
     """
 
     def __init__(self, path: str) -> None:
@@ -448,7 +451,8 @@ class Readiness:
         self.reason = f"{path}.reason"
 
     def update(self, code: int, reason: bytes) -> None:
-        """Note how a convergence ended. A full disk is logged, and stops nothing."""
+        """Update the files after a convergence that ended with this exit code and reason. An error,
+        such as a full disk, is only logged."""
         if not self.path:
             return
         try:
@@ -476,7 +480,7 @@ class Readiness:
                     log("readiness not told", "errno", error.errno or 0)
 
     def remove_stale(self) -> None:
-        """Remove the files of a process that does not run any more."""
+        """Remove both files if their process no longer runs."""
         try:
             with open(self.path, "rb") as file:
                 pid, start = file.read(100).split()
@@ -499,7 +503,7 @@ def _identity_of_this_process() -> bytes:
 
 
 def _write(path: str, data: bytes) -> None:
-    """The whole file at once. Raises OSError."""
+    """Replace a file in one step. Raises OSError."""
     new = f"{path}.new"
     _remove(new)
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -511,7 +515,7 @@ def _write(path: str, data: bytes) -> None:
 
 
 def _remove(path: str) -> None:
-    """Raises OSError."""
+    """Remove a file if it exists. Raises OSError."""
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -519,14 +523,14 @@ def _remove(path: str) -> None:
 
 
 def remove_pid_file(fd: int, path: str) -> None:
-    """Remove a pid file, if the name still stands for the file that we hold. The look and the
-    removal happen in the same directory, whatever becomes of the directory's name."""
+    """Remove a pid file, if its name still stands for the file `fd` that we hold. The check and the
+    removal use one descriptor of the directory, so that a renamed directory has no effect."""
     above, name = os.path.split(path)
     try:
         directory = os.open(above, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            if os.path.samestat(found, os.fstat(fd)):
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if os.path.samestat(status, os.fstat(fd)):
                 os.unlink(name, dir_fd=directory)
         finally:
             os.close(directory)
@@ -535,8 +539,8 @@ def remove_pid_file(fd: int, path: str) -> None:
 
 
 def main() -> int:
-    """Run with the arguments of the module's docstring; gives the exit code."""
-    for number in SIGNALS:  # with an ignored SIGCHLD no exit status could be read
+    """Run with the arguments in the module's docstring, and return the exit code."""
+    for number in SIGNALS:  # if SIGCHLD were ignored, no exit status could be read
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     interval, deadline, argv = float(sys.argv[1]), float(sys.argv[2]), sys.argv[8:]
