@@ -1,8 +1,7 @@
-"""Plain data from the state directory, made into dataclasses.
+"""The conversion of plain data in the state directory to dataclasses.
 
-Invariant: a field has the type that its annotation names, and a value that passes can be given to
-the kernel and to base64 without an exception. A damaged file therefore ends in one error that
-names it.
+Invariant: a field has the type in its annotation, and its value can be given to the kernel and to
+base64 without an exception. So a damaged file causes one error, which names the file.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from agent.host import budget
 _BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
-AbsolutePath: TypeAlias = str  # that the kernel accepts
+AbsolutePath: TypeAlias = str  # a path that the kernel accepts
 Base64: TypeAlias = str
 Keys: TypeAlias = str  # the path of a key in a TOML file, as a list of names in JSON
 Seconds: TypeAlias = float
 Count: TypeAlias = int
 Mode: TypeAlias = int
 UserId: TypeAlias = int
-ProcessId: TypeAlias = int  # or when the process started
+ProcessId: TypeAlias = int  # a pid, or the start time of a process
 Table: TypeAlias = Mapping[str, Any]
 
 _Made = TypeVar("_Made")
@@ -51,7 +50,7 @@ def _is_keys(value: Any) -> bool:
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
-# What a value has to be, by the name of its type.
+# The check of a value, by the name of its type.
 _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "Any": lambda _: True,
     "str": lambda value: isinstance(value, str),
@@ -71,13 +70,14 @@ _STORED: dict[str, type[Any]] = {}
 
 
 def stored(cls: type[_Made]) -> type[_Made]:
-    """Register a dataclass, so that fields of other ones can have it as type."""
+    """Register a dataclass, so that fields of other dataclasses can have its type."""
     _STORED[cls.__name__] = cls
     return cls
 
 
 def make(cls: type[_Made], data: Any) -> _Made:
-    """A dataclass from plain data. Raises ValueError for the first value that does not fit."""
+    """An instance of `cls` from plain data. Raises ValueError for the first value that does not
+    have the type of its field."""
     if not isinstance(data, dict):
         raise ValueError("it is no mapping")
     kinds = {field.name: str(field.type) for field in fields(cls)}  # type: ignore[arg-type]
@@ -88,7 +88,8 @@ def make(cls: type[_Made], data: Any) -> _Made:
 
 
 def fitting(kind: str, value: Any) -> Any:
-    """A value of a type, given its name; lists become tuples. Raises ValueError."""
+    """The value, checked for the type with the name `kind`; lists become tuples, and mappings
+    registered dataclasses. Raises ValueError."""
     if kind.endswith(" | None"):
         return None if value is None else fitting(kind.removesuffix(" | None"), value)
     name, _, inner = kind.removesuffix("]").partition("[")

@@ -1,18 +1,18 @@
 """The state directory: the original files, the journal of a change, and failed candidates.
 
 Invariant: with the state directory every change can be undone. An original is stored under its own
-hash, and is durable before anything refers to it. The journal is durable before the first change,
-and is removed last.
+hash, and is on disk before another file refers to it. The journal is on disk before the first
+change, and is removed last.
 
     memory.json     the files that we changed, each with its original and our last version
     journal.json    the change in progress, if there is one
-    failed.json     configurations that were tried and failed
-    gpus.json       the GPUs as the driver's library last reported them; only saves time
-    restarts.json   when `run` restarted the runtime
+    failed.json     candidates that failed
+    gpus.json       the last answer of the driver's library about GPUs; only saves time
+    restarts.json   the times at which `run` restarted the runtime
     originals/HASH  the original files
-    switch-*        the undo by a timer on the host (see `agent.transaction.host_timer`)
-    lock            see `agent.host.lock`
-    aside*          how a revert gets the lock of a `run` (see `agent.transaction.stand_aside`)
+    switch-*        the guard of the timer on the host (`agent.transaction.host_timer`)
+    lock            the node's lock (`agent.host.lock`)
+    aside*          the request of a revert for the lock (`agent.transaction.stand_aside`)
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ _FAILURES = 16  # candidates that are kept; after more changes the oldest no lon
 @schema.stored
 @dataclass(frozen=True)
 class Original:
-    """A file as it was before our first change, and what we wrote last.
+    """A file before our first change, and our last write to it.
 
-    `digest` is None if there was no file. `written` is the digest of what we wrote last.
-    `edited`: somebody changed the file between two of our changes. `made` is the number of
-    directories above the file that we made for it. `keys` are the values that we gave to keys, by
-    path (see `agent.runtimes.key_ownership`). `text` is what we wrote last to a file that we made.
+    `digest`: that of the original, None if the file did not exist.
+    `mode`, `uid`, `gid`: those of the original.
+    `written`: the digest of our last write, None if we removed the file.
+    `edited`: did somebody change the file between two of our changes?
+    `made`: the number of directories above the file that we made for it.
+    `keys`: the values that we gave to keys, by path (`agent.runtimes.key_ownership`).
+    `text`: the text of our last write, if we created the file.
     Older versions noted neither keys nor text.
     """
 
@@ -62,12 +65,14 @@ class Original:
 @schema.stored
 @dataclass(frozen=True)
 class Memory:
-    """All that `revert` needs.
+    """The facts about earlier changes that `revert` and later changes need.
 
-    `files` are the changed files by host path. `default` is the default runtime before our first
-    change. `enabled_cdi`: we set `enable_cdi = true`. `cdi_refused` is a hash of the runtime and
-    the files with which that failed. `proven` is the process that was proven last (boot id, pid,
-    start time). `moved` are host paths of directories in which we installed a toolkit earlier.
+    `files`: the changed files by host path.
+    `default`: the default runtime before our first change.
+    `enabled_cdi`: did we set `enable_cdi = true`?
+    `cdi_refused`: a hash of the runtime and the files with which that failed.
+    `proven`: the process that was proven last (boot id, pid, start time).
+    `moved`: the host paths of directories in which we installed the toolkit under other options.
     """
 
     files: Mapping[AbsolutePath, Original] = field(default_factory=dict)
@@ -81,11 +86,12 @@ class Memory:
 @schema.stored
 @dataclass(frozen=True)
 class Entry:
-    """One file of a change: its digests before and after, None for no file.
+    """One file of a change: its host path, its agent path, and its digests before and after (None:
+    no file).
 
     `made`, `keys` and `text` are as in `Original`. `outside` is the directory (host path) for
-    temporary files that may not lie beside the file, if there is one. `agent` and `outside_agent`
-    are not stored, because a container and the host have different names for one file.
+    temporary files that must not be beside the file, None if they may be there. `agent` and
+    `outside_agent` are not stored, because agent paths differ between a container and the host.
     """
 
     host: AbsolutePath
@@ -129,34 +135,35 @@ class Entry:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a candidate failed, and when, in seconds since the epoch."""
+    """The failure of a candidate: its reason, and its time in seconds since the epoch."""
 
     reason: str
     at: float
 
 
-TIDYING = "tidying"
-AWAITING = "awaiting-restart"
+TIDYING = "tidying"  # a stage of the journal: only temporary files remain to be removed
+AWAITING = "awaiting-restart"  # a stage: somebody else has to restart the runtime
 
 
 @dataclass(frozen=True)
 class Journal:
     """A change in progress.
 
-    stage: prepared, written, restarted or awaiting-restart; tidying if only some temporary files
-        of ours are still to be removed.
-    wanted, before: `Desired` as JSON: the state that proves the change, and the states of which one
-        proves the undo.
-    process: the identity of the runtime that ran with the old files.
-    kind, socket: which runtime, and the host path of its socket.
-    restart: how the runtime is restarted (kind, target); None if no restart is needed.
-    twin, barrier: the status files before the change (base64).
-    memory, old_memory: the memory after success, and before the change.
-    switch: the mark of the timer on the host that undoes the change, if there is one.
-    executable: the host path of the runtime's executable.
-    transaction: the id under which the log has the change; None in a journal of an older version.
-    stuck: set if the runtime could not be brought back: a hash of the files and the executable
-        at that time, and the error.
+    `purpose`: "apply" or "revert". `boot_id`: that of the boot in which the change began.
+    `stage`: prepared, written, restarted, awaiting-restart or tidying.
+    `wanted`, `before`: `Desired` as JSON: the state that proves the change, and the states of which
+    one proves the undo.
+    `process`: the identity of the process that ran on the old files.
+    `kind`, `socket`: the kind of the runtime, and the host path of its socket.
+    `restart`: the kind and the target of the restart, None if no restart is needed.
+    `memory`, `old_memory`: the memory after a success, and before the change.
+    `fingerprint`: that of the candidate.
+    `twin`, `barrier`: the status files before the change (base64).
+    `switch`: the identifier of the timer on the host that undoes the change, None without one.
+    `executable`: the host path of the runtime's executable.
+    `stuck`: a hash of the files and the executable, and the error, if the runtime could not be
+    brought back.
+    `transaction`: the id of the change in the log; None in a journal of an older version.
     """
 
     purpose: str
@@ -184,19 +191,19 @@ class Store:
     """The state directory. Every method raises Refused if the disk refuses a read or a write."""
 
     def __init__(self, name: str, host: HostRoot | None = None) -> None:
-        """`name` is the directory's host path, with links in it as they were given. Raises Refused
-        for a dangling link."""
+        """`name` is the host path of the directory, with its links not followed. Raises Refused for
+        a dangling link."""
         self._host = host or HostRoot("/")
         self._name = name
         self.directory = self._host.resolve(name).agent
 
     def path(self, name: str) -> str:
-        """The agent path of a name in the directory."""
+        """The agent path of the file `name` in the directory."""
         return os.path.join(self.directory, name)
 
     def create(self) -> None:
-        """Make the directory (0700) with its parents. Raises Refused, with nothing made, if
-        others could write to it."""
+        """Make the directory (0700) and its parents. Raises Refused, and makes nothing, if others
+        could write to it."""
         purpose, above = f"use the state directory {self.directory}", os.path.dirname(self._name)
         try:
             if not os.path.isdir(self.directory):
@@ -208,37 +215,37 @@ class Store:
             raise Refused(f"{why}{hint(why)}") from error
 
     def take_lock(self) -> int:
-        """Take the lock of the node, in the directory, which is made if it is missing. Gives the
-        descriptor that holds it. Raises Locked if another process holds it, Refused."""
+        """Make the directory if it is missing, and take the node's lock in it. Returns the
+        descriptor that holds the lock. Raises Locked if another process holds it."""
         self.create()
         return lock.take(self.path("lock"))
 
     @contextlib.contextmanager
     def hold_lock(self, inherited: int | None = None) -> Iterator[None]:
-        """The same for the length of the block; `inherited` as in `lock.held`."""
+        """As `take_lock`, during the context; `inherited` as in `lock.held`."""
         self.create()
         with lock.held(self.path("lock"), inherited):
             yield
 
     def read(self, name: str) -> FileState | None:
-        """The file of that name, None if there is none. Raises Refused if a user other than
-        root can write to the directory."""
+        """The state of the file `name` in the directory, None if it does not exist. Raises Refused
+        if a user other than root can write to the directory."""
         path = os.path.join(self._name, name)
         return trust.read_file(self._host, path, budget.STATE.size, allow_sticky=True)[1]
 
     def sweep(self) -> None:
-        """Remove what killed processes left, and originals that nothing refers to. Call it with the
-        lock held."""
+        """Remove the temporary files of killed processes, and originals that the memory does not
+        need. The caller has to hold the lock."""
         for directory in (self.directory, self.path("originals")):
             files.sweep(directory)
         with contextlib.suppress(OSError):  # older versions kept parsed files, with secrets
             files.discard(self.path("parsed.json"))
-        with contextlib.suppress(Refused):  # an unreadable file is reported where it is needed
+        with contextlib.suppress(Refused):  # an unreadable file is reported when it is needed
             if self.journal() is None:
                 self.prune(self.memory())
 
     def memory(self) -> Memory:
-        """The memory; an empty one if there is no file yet."""
+        """The memory, empty if there is no file yet."""
         data = self._load("memory.json")
         return Memory() if data is None else memory_from_json(data, self.path("memory.json"))
 
@@ -250,7 +257,7 @@ class Store:
             self._save("memory.json", memory_to_json(memory))
 
     def journal(self) -> Journal | None:
-        """The change in progress, if there is one."""
+        """The change in progress, None if there is none."""
         data = self._load("journal.json")
         if data is None:
             return None
@@ -266,14 +273,14 @@ class Store:
             raise self._broken("journal.json") from error
 
     def write_journal(self, journal: Journal) -> None:
-        """Write the journal, durably."""
+        """Write the journal durably."""
         data = asdict(journal)
         for entry in data["entries"]:
             del entry["agent"], entry["outside_agent"]
         self._save("journal.json", data)
 
     def advance(self, journal: Journal, stage: str) -> Journal:
-        """Write the journal with its next stage, durably, and give it."""
+        """Write the journal durably with its next stage, and return it."""
         journal = replace(journal, stage=stage)
         self.write_journal(journal)
         return journal
@@ -283,7 +290,7 @@ class Store:
         self._remove("journal.json")
 
     def failures(self) -> dict[str, Failure]:
-        """The candidates that failed, by fingerprint, the last one last."""
+        """The failures of candidates by fingerprint, the latest last."""
         candidates = (self._load("failed.json") or {}).get("candidates")
         try:
             return {
@@ -304,11 +311,11 @@ class Store:
         self._save("failed.json", {"candidates": data})
 
     def forget_failure(self) -> None:
-        """Let every candidate be tried again."""
+        """Forget all failures, so that every candidate is tried again."""
         self._remove("failed.json")
 
     def restarts(self, boot_id: str) -> tuple[float, ...]:
-        """When `run` restarted the runtime since this boot (seconds since the boot)."""
+        """The times at which `run` restarted the runtime in this boot, in seconds since boot."""
         data = self._load("restarts.json")
         if data is None:
             return ()
@@ -319,31 +326,31 @@ class Store:
             raise self._broken("restarts.json") from error
 
     def note_restarts(self, boot_id: str, times: tuple[float, ...]) -> None:
-        """Replace what `restarts` gives."""
+        """Replace the times that `restarts` returns for this boot."""
         self._save("restarts.json", {"boot_id": boot_id, "times": times})
 
     def forget_restarts(self) -> None:
-        """Let `run` restart the runtime again."""
+        """Forget all restarts, so that `run` may restart the runtime again."""
         self._remove("restarts.json")
 
     def keep_original(self, data: bytes) -> str:
-        """Store an original durably under its digest, and give the digest."""
+        """Store an original durably under its digest, and return the digest."""
         name = files.digest(data)
-        found = self.read(f"originals/{name}")
-        if found is None or found.digest != name:
+        stored = self.read(f"originals/{name}")
+        if stored is None or stored.digest != name:
             self._write(self.path(f"originals/{name}"), data)
         return name
 
     def original_bytes(self, digest: str) -> bytes:
-        """A stored original. Raises Refused if it is missing or damaged."""
+        """The bytes of a stored original. Raises Refused if it is missing or damaged."""
         path = self.path(f"originals/{digest}")
-        found = self.read(f"originals/{digest}")
-        if found is None or found.digest != digest:
+        stored = self.read(f"originals/{digest}")
+        if stored is None or stored.digest != digest:
             raise Refused(f"cannot restore: {path} is missing or damaged; restore the file by hand")
-        return found.data
+        return stored.data
 
     def prune(self, memory: Memory) -> None:
-        """Remove the originals that the memory does not refer to."""
+        """Remove the originals that this memory does not need."""
         kept = {original.digest for original in memory.files.values()}
         try:
             for name in files.names(self.path("originals")):
@@ -353,11 +360,11 @@ class Store:
             raise Refused(f"cannot tidy {self.directory}: {reason(error)}") from error
 
     def _load(self, name: str) -> dict[str, Any] | None:
-        found = self.read(name)
-        if found is None:
+        state = self.read(name)
+        if state is None:
             return None
         try:
-            data = budget.json_value(found.data, budget.STATE)
+            data = budget.json_value(state.data, budget.STATE)
         except ValueError as error:
             raise self._broken(name) from error
         if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
@@ -395,12 +402,12 @@ class Store:
 
 
 def memory_to_json(memory: Memory) -> dict[str, Any]:
-    """A memory as plain data."""
+    """A memory as plain data for JSON."""
     return {**asdict(replace(memory, files=dict(memory.files))), "moved": list(memory.moved)}
 
 
 def memory_from_json(data: Mapping[str, Any], name: str) -> Memory:
-    """A memory from plain data. Raises Refused, with the file `name`, if it is damaged."""
+    """A memory from plain data. Raises Refused, which names the file `name`, if it is damaged."""
     damaged = f"cannot read {name}: it is damaged; move it away"
     if not {"files", "default"} <= data.keys():
         raise Refused(damaged)
@@ -411,21 +418,21 @@ def memory_from_json(data: Mapping[str, Any], name: str) -> Memory:
 
 
 def parents(path: str, count: int) -> tuple[str, ...]:
-    """The `count` innermost directories above a path, innermost first."""
-    found = []
+    """The `count` innermost directories above a path, the innermost first."""
+    above = []
     for _ in range(count):
         path = os.path.dirname(path)
-        found.append(path)
-    return tuple(found)
+        above.append(path)
+    return tuple(above)
 
 
 def encode(data: bytes | None) -> str | None:
-    """Bytes for the journal."""
+    """Bytes as base64, for the journal."""
     return None if data is None else base64.b64encode(data).decode("ascii")
 
 
 def decode(text: str | None) -> bytes | None:
-    """Bytes from the journal."""
+    """The bytes of base64 in the journal."""
     return None if text is None else base64.b64decode(text)
 
 
@@ -434,19 +441,19 @@ def is_written(journal: Journal) -> bool:
     try:
         return all(digest_of(entry.agent, entry.host) == entry.after for entry in journal.entries)
     except Refused:
-        return False  # it is a link or a directory now
+        return False  # a link or a directory is in place of the file
 
 
 def hint(why: str) -> str:
-    """What to do, as the end of an error of the state directory, whose cause is `why`. Another
-    directory does not help a person who only lacks root."""
+    """The remedy, as the end of an error about the state directory with the cause `why`; empty if
+    only the rights of root are missing, because then another directory does not help."""
     if os.geteuid() != 0 and "permission denied" in why.lower():
         return ""
     return "; give another state directory with --state-dir"
 
 
 def current_memory(store: Store) -> Memory:
-    """The memory; if a written change only waits for its restart, the memory with that change.
+    """The memory; if a written change waits only for its restart, the memory after that change.
     Raises Refused."""
     journal = store.journal()
     if journal is not None and journal.stage == AWAITING and is_written(journal):
@@ -455,6 +462,7 @@ def current_memory(store: Store) -> Memory:
 
 
 def digest_of(agent: str, host: str) -> str | None:
-    """The digest of a file, None for no file. Raises Refused."""
-    found = files.read(agent, host)
-    return found.digest if found else None
+    """The digest of the file at an agent path, None if it does not exist. `host` is its path in
+    messages. Raises Refused."""
+    state = files.read(agent, host)
+    return state.digest if state else None
