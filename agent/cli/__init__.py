@@ -77,13 +77,12 @@ def _plan(output: str, given: dict[str, str | None], diffs: Diffs = "config") ->
     from functools import partial
 
     from agent.cli.render import plan as render_plan
-    from agent.plan.context import reading_context, state_refusal
+    from agent.plan.context import reading_context
     from agent.plan.propose import preview
 
     settings = settings_of(given)
     with _progress(settings, "looking at the node and trying the change") as log:
-        ctx = reading_context(settings, log)
-        proposal = preview(ctx, state_refusal(settings, ctx.host))
+        proposal = preview(*reading_context(settings, log))
     emit(output, proposal, partial(render_plan.text, diffs=diffs), "Plan", render_plan.data)
     if not proposal.nothing_to_do:
         raise SystemExit(1)
@@ -167,7 +166,7 @@ def status(
     settings = settings_of(given)
 
     def look() -> Report:
-        return report(reading_context(settings, log))
+        return report(reading_context(settings, log)[0])
 
     def show(shown: Report) -> None:
         if watching:
@@ -211,7 +210,7 @@ def doctor(output: str, bundle: str | None, **given: str | None) -> None:
     from agent.reports.node import report
 
     settings = settings_of(given)
-    ctx = reading_context(settings, _log(settings, warn=False))
+    ctx, _ = reading_context(settings, _log(settings, warn=False))
     with progress.showing(Silent(), "looking at the node"):
         node_report = report(ctx)
         diagnosis = diagnose(Node(ctx, node_report))

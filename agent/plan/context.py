@@ -151,39 +151,24 @@ def open_host(settings: Settings) -> HostRoot:
     return host
 
 
-def open_context(settings: Settings, log: Log | None = None) -> Context:
+def open_context(settings: Settings, log: Log) -> Context:
     """The context of a run that may write. Raises UsageError, and Refused if the state cannot be
     written."""
-    host = open_host(settings)
-    state, refusal = _state_directory(settings, host)
+    ctx, refusal = reading_context(settings, log)
     if refusal is not None:
         raise refusal
-    return _context(settings, host, state, log)
+    return ctx
 
 
-def reading_context(settings: Settings, log: Log | None = None) -> Context:
-    """The context of a run that only reads. The state directory need not be writable, nor exist.
-    Raises UsageError or Refused."""
+def reading_context(settings: Settings, log: Log) -> tuple[Context, Refused | None]:
+    """The context of a run that only reads, and the error that no directory can hold the state, so
+    that no change can be made; None if there is one. The state directory need not be writable, nor
+    exist. Raises UsageError or Refused."""
     host = open_host(settings)
-    return _context(settings, host, _state_directory(settings, host)[0], log)
-
-
-def state_refusal(settings: Settings, host: HostRoot) -> Refused | None:
-    """The error that no directory can hold the state, so that no change can be made; None if there
-    is one."""
-    return _state_directory(settings, host)[1]
-
-
-def _context(settings: Settings, host: HostRoot, state: str, log: Log | None) -> Context:
-    return Context(
-        settings=settings,
-        host=host,
-        store=Store(state, host),
-        publisher=Publisher(
-            trust.system_name(host, settings.status_dir), settings.entry == "nvidia-toolkit", host
-        ),
-        log=log or Silent(),
-    )
+    state, refusal = _state_directory(settings, host)
+    directory = trust.system_name(host, settings.status_dir)
+    publisher = Publisher(directory, settings.entry == "nvidia-toolkit", host)
+    return Context(settings, host, Store(state, host), publisher, log), refusal
 
 
 def _state_directory(settings: Settings, host: HostRoot) -> tuple[str, Refused | None]:

@@ -1,8 +1,8 @@
 """The proposal: the decision, all changes that bring the node to the desired state, and everything
 that forbids them.
 
-Invariant: reads only. `plan` shows the same proposal that `apply` carries out, made from one
-observation.
+Invariant: reads only. `plan` shows the same proposal that `apply` carries out. It is made from one
+observation of the node, so that a decision and its edits are based on the same moment.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from agent.cdi.driver import driver
 from agent.cdi.driver.known_gpus import KnownGpus
 from agent.cdi.specs import readers
-from agent.decide import Decision, PodNeeds, Question, decide
-from agent.errors import AgentError, CandidateFailed, Refused, TrialFailed
+from agent.decide import Decision, Evidence, PodNeeds, Question, decide
+from agent.errors import AgentError, CandidateFailed, NoToolkit, Refused, TrialFailed
 from agent.host.files import Change
-from agent.plan import in_force, obstacles, own_specs, pod_guard, toolkit_users
+from agent.plan import garbled_files, in_force, obstacles, own_specs, pod_guard, toolkit_users
 from agent.plan.candidate import known_failure, loaded_digest
 from agent.plan.context import Context
-from agent.plan.observe import Observation, observe
 from agent.plan.toolkit_users import ChangedNode, MovedToolkit
 from agent.runtimes import find, low_level, registry, trial
 from agent.runtimes.base import CannotSwitch, ConfiguredRuntime, EditRequest, Edits, Runtime
@@ -121,10 +120,10 @@ class Proposal:
         )
 
 
-def propose(ctx: Context, seen: Observation, *, may_enable: bool | None = None) -> Proposal:
-    """Make the proposal for an observation. `may_enable` overrides --enable-cdi-in-runtime. Raises
-    Unreachable or Refused."""
-    return _Proposer(ctx, seen).propose(may_enable)
+def propose(ctx: Context, memory: Memory, *, may_enable: bool | None = None) -> Proposal:
+    """Observe the node and make the proposal. `memory` is what the agent remembers of the node.
+    `may_enable` overrides --enable-cdi-in-runtime. Raises Unreachable or Refused."""
+    return _observe(ctx, memory).propose(may_enable)
 
 
 def preview(ctx: Context, obstacle: AgentError | None = None) -> Proposal:
@@ -134,7 +133,7 @@ def preview(ctx: Context, obstacle: AgentError | None = None) -> Proposal:
     memory = Memory()
     try:
         memory = current_memory(ctx.store)
-        proposal = propose(ctx, observe(ctx.settings, ctx.host, memory))
+        proposal = propose(ctx, memory)
     except Refused as error:
         return _decision_only(ctx, memory, obstacle or error)
     return replace(proposal, blocked=obstacle) if obstacle else proposal
@@ -149,7 +148,7 @@ def _decision_only(ctx: Context, memory: Memory, refusal: AgentError) -> Proposa
     if not settings.no_runtime_config:
         with contextlib.suppress(Refused):
             evidence = adapter.configured_runtime(settings, host, runtime, {}).evidence()
-    proposer = _Proposer(ctx, Observation(memory, None, None, runtime, None, evidence))
+    proposer = _Proposer(ctx, memory, runtime, evidence)
     decision = proposer.decision(may_enable=settings.may_enable_cdi)
     spec = proposer.specs(decision, None)
     return Proposal(
@@ -158,42 +157,71 @@ def _decision_only(ctx: Context, memory: Memory, refusal: AgentError) -> Proposa
     )  # fmt: skip
 
 
-class _Proposer:
-    """Makes a proposal from one observation."""
+def _observe(ctx: Context, memory: Memory) -> _Proposer:
+    """Observe the node. Raises Unreachable or Refused."""
+    settings, host = ctx.settings, ctx.host
+    toolkit, warning = None, None
+    try:
+        toolkit = install.find_toolkit(settings, host)
+    except NoToolkit as error:
+        if not settings.no_runtime_config:
+            raise
+        warning = error.message  # no handler is registered, so the node can do without
+    runtime = find.find_runtime(settings, host)
+    adapter = registry.adapter(runtime.kind)
+    if settings.no_runtime_config:
+        evidence = adapter.evidence(runtime.answer)
+        return _Proposer(ctx, memory, runtime, evidence, None, toolkit, warning)
+    repairs = tuple(item.repair for item in garbled_files.find_garbled(settings, host, memory))
+    overlay = {change.path.host: change.after for change in repairs}
+    node = adapter.configured_runtime(settings, host, runtime, overlay)
+    return _Proposer(ctx, memory, runtime, node.evidence(), node, toolkit, repairs=repairs)
 
-    def __init__(self, ctx: Context, seen: Observation) -> None:
-        self._ctx = ctx
-        self._seen = seen
-        self._settings = ctx.settings
-        self._host = ctx.host
-        self._memory = seen.memory
+
+@dataclass(frozen=True)
+class _Proposer:
+    """Makes a proposal from one observation.
+
+    `memory`: what the agent remembers of the node. `evidence`: of CDI, the best source first.
+    `node`: None if the options forbid a change of the runtime's configuration. `toolkit`: None if
+    the node has none and needs none; then `toolkit_warning` is the reason. `repairs`: the repairs
+    of our garbled files; the other fields have the state after these repairs."""
+
+    ctx: Context
+    memory: Memory
+    runtime: Runtime
+    evidence: tuple[Evidence, ...]
+    node: ConfiguredRuntime | None = None
+    toolkit: install.Toolkit | None = None
+    toolkit_warning: str | None = None
+    repairs: tuple[Change, ...] = ()
 
     def propose(self, may_enable: bool | None) -> Proposal:
         """As the function `propose`."""
-        settings, host, seen = self._settings, self._host, self._seen
+        settings, host = self.ctx.settings, self.ctx.host
         draft = self._configuration(may_enable)
         self._log(draft)
         decision, blocked, changed = draft.decision, draft.blocked, draft.changed_node
         root = driver.likely_root(host, settings)
-        hook = install.cdi_hook(settings, host, seen.toolkit)
+        hook = install.cdi_hook(settings, host, self.toolkit)
         low_levels, kept_warning = self._low_level(draft.edits)
         warnings = [*draft.warnings, kept_warning]
         if changed is not None and draft.restart is not None:
             pods = pod_guard.apply_refusal(settings, host, changed.node, changed.files, low_levels)
             blocked = blocked or pods
         warnings += [
-            seen.toolkit_warning,
+            self.toolkit_warning,
             _unpublishable("NVIDIA_CDI_HOOK_PATH", hook, "--toolkit-install-dir"),
             _unpublishable("NVIDIA_DRIVER_ROOT", root.host_path if root else None, "--driver-root"),
         ]
         toolkit, moved_toolkits = None, tuple[MovedToolkit, ...]()
-        if seen.toolkit is not None:  # its config.toml depends on the future default runtime
+        if self.toolkit is not None:  # its config.toml depends on the future default runtime
             future = replace(decision, is_default=draft.is_default)
-            toolkit = install.propose(settings, host, seen.toolkit, future, low_levels, root)
+            toolkit = install.propose(settings, host, self.toolkit, future, low_levels, root)
             warnings += toolkit.warnings
             if changed is not None:
                 moved_toolkits = toolkit_users.moved_toolkits(
-                    settings, host, changed, self._memory, seen.toolkit.directory
+                    settings, host, changed, self.memory, self.toolkit.directory
                 )
         spec = self.specs(decision, hook)
         nodes, refused = device_nodes.possible(device_nodes.missing(settings, host, root))
@@ -206,7 +234,7 @@ class _Proposer:
         if proposal.nothing_to_do or proposal.refusals:
             return proposal
         blocked = obstacles.change_refusal(
-            host, self._ctx.store, self._ctx.publisher, proposal.config_changes,
+            host, self.ctx.store, self.ctx.publisher, proposal.config_changes,
             transaction=not proposal.is_configured, spec=spec, toolkit=toolkit,
         )  # fmt: skip
         return replace(proposal, blocked=blocked) if blocked else proposal
@@ -214,7 +242,7 @@ class _Proposer:
     def _log(self, draft: Proposal) -> None:
         """Log the observation and the decision."""
         runtime, decision, restart = draft.runtime, draft.decision, draft.restart
-        self._ctx.log.debug(
+        self.ctx.log.debug(
             "runtime observed",
             runtime=runtime.answer.name,
             version=runtime.version,
@@ -223,7 +251,7 @@ class _Proposer:
             unit=runtime.endpoint.unit,
             files=[file.path.host for file in draft.node.files] if draft.node else [],
         )
-        self._ctx.log.debug(
+        self.ctx.log.debug(
             "decided",
             row=decision.row,
             rule=decision.rule,
@@ -237,8 +265,8 @@ class _Proposer:
         """The proposal of CDI specs. If the runtime does not inject devices itself, NVIDIA's
         runtime reads the specs, and it can read all of ours. `hook` is the host path of NVIDIA's
         program for hooks."""
-        ctx, settings, host = self._ctx, self._settings, self._host
-        runtime = self._seen.runtime
+        ctx, settings, host = self.ctx, self.ctx.settings, self.ctx.host
+        runtime = self.runtime
         program, reader = None, readers.UNKNOWN_READER
         if decision.native:
             program = find.program(settings, host, runtime)
@@ -250,30 +278,30 @@ class _Proposer:
 
     def _low_level(self, edits: Edits | None) -> tuple[tuple[str, ...], str | None]:
         """The low-level runtimes that NVIDIA's runtime will call, and a warning or None."""
-        node = self._seen.node
-        if self._seen.toolkit is None:
+        node = self.node
+        if self.toolkit is None:
             return (), None
-        effective, base, current = None, self._memory.default, None
+        effective, base, current = None, self.memory.default, None
         if node is not None and edits is not None:
             effective = node.effective(edits.files)
             # The default of the present files, because these edits may make ours the default.
             base = edits.base or base or node.effective(node.files).default
             current = edits.low_level
         low_levels = low_level.runtimes(
-            self._settings, self._host, self._seen.runtime.kind, effective, base, current
+            self.ctx.settings, self.ctx.host, self.runtime.kind, effective, base, current
         )
-        return pod_guard.kept_low_level(self._settings, self._host, node, low_levels)
+        return pod_guard.kept_low_level(self.ctx.settings, self.ctx.host, node, low_levels)
 
     def _configuration(self, may_enable: bool | None) -> Proposal:
         """The part of the proposal about the runtime: the decision, the edits, the restart and
         their checks. If native CDI cannot be switched on, row 5 holds. `may_enable` as in
         `propose`."""
-        seen, memory, node = self._seen, self._memory, self._seen.node
+        memory, node = self.memory, self.node
         if node is None:
             decision = self.decision(may_enable=False)
-            return Proposal(seen.runtime, None, decision, decision.warnings)
-        allowed = self._settings.may_enable_cdi if may_enable is None else may_enable
-        allowed = allowed and memory.cdi_refused != loaded_digest(seen.runtime, node.files)
+            return Proposal(self.runtime, None, decision, decision.warnings)
+        allowed = self.ctx.settings.may_enable_cdi if may_enable is None else may_enable
+        allowed = allowed and memory.cdi_refused != loaded_digest(self.runtime, node.files)
         draft = self._with_edits(node, allowed)
         does_not_start = isinstance(draft.blocked, TrialFailed | CandidateFailed)
         if not does_not_start or draft.decision.row != 4 or memory.enabled_cdi:
@@ -285,13 +313,13 @@ class _Proposer:
     def _with_edits(self, node: ConfiguredRuntime, may_enable: bool) -> Proposal:
         """The decision, its edits, the restart if one is due, and the results of all checks.
         `may_enable` allows row 4."""
-        ctx, seen, memory, settings = self._ctx, self._seen, self._memory, self._settings
-        assert seen.toolkit is not None
+        ctx, memory, settings = self.ctx, self.memory, self.ctx.settings
+        assert self.toolkit is not None
         decision = self._kept_decision(node, may_enable)
         available, left_out = (
-            ((), ()) if decision.hook else install.binaries(settings, seen.toolkit)
+            ((), ()) if decision.hook else install.binaries(settings, self.toolkit)
         )
-        hook = seen.toolkit.path(programs.RUNTIME_HOOK)
+        hook = self.toolkit.path(programs.RUNTIME_HOOK)
         request = EditRequest(settings, ctx.store, memory, decision, available, hook)
         try:
             edits, notes = node.edits(request)
@@ -301,14 +329,14 @@ class _Proposer:
             # No edit can switch native CDI on here, so row 5 holds.
             decision = self._kept_decision(node, False)
             edits, notes = node.edits(replace(request, decision=decision))
-        unproven = tuple(node.adapter.unproven(edits.desired, seen.runtime.answer))
+        unproven = tuple(node.adapter.unproven(edits.desired, self.runtime.answer))
         unproven = unproven or in_force.unproven_after_reload(
             node, edits, memory, ctx.boot_id, ctx.wall
         )
         restart = None
         if unproven:
             restart = ctx.choose_restart(
-                settings.restart_mode, seen.runtime.process, self._host, seen.runtime.kind
+                settings.restart_mode, self.runtime.process, self.ctx.host, self.runtime.kind
             )
         hard_links = (
             f"{item.path} has {item.before.links} names (hard links): the others keep the old "
@@ -318,8 +346,8 @@ class _Proposer:
         )
         warnings = (*decision.warnings, *left_out, *notes, *hard_links)
         draft = Proposal(
-            seen.runtime, node, decision, warnings + (restart.warnings if restart else ()), edits,
-            unproven, restart, repairs=seen.repairs,
+            self.runtime, node, decision, warnings + (restart.warnings if restart else ()), edits,
+            unproven, restart, repairs=self.repairs,
         )  # fmt: skip
         return self._with_checks(draft, node, edits)
 
@@ -327,21 +355,21 @@ class _Proposer:
         """The decision, adapted to the needs of running pods. Pods are listed only if the decision
         would take something from them."""
         decision = self.decision(may_enable=may_enable)
-        booted = pod_guard.recent_boot(self._ctx.wall(), self._ctx.uptime())
-        needs = pod_guard.pod_needs(self._settings, self._host, node, decision, booted)
+        booted = pod_guard.recent_boot(self.ctx.wall(), self.ctx.uptime())
+        needs = pod_guard.pod_needs(self.ctx.settings, self.ctx.host, node, decision, booted)
         return self.decision(may_enable=may_enable, needs=needs) if needs else decision
 
     def decision(self, *, may_enable: bool, needs: PodNeeds | None = None) -> Decision:
         """The decision for this runtime under these settings. `needs` are those of running pods."""
-        settings, runtime = self._settings, self._seen.runtime
+        settings, runtime = self.ctx.settings, self.runtime
         return decide(
             Question(
                 cdi=settings.cdi_enabled,
                 runtime=runtime.answer.name,
                 version=runtime.version,
-                evidence=self._seen.evidence,
+                evidence=self.evidence,
                 may_enable=may_enable,
-                enabled_by_agent=self._memory.enabled_cdi,
+                enabled_by_agent=self.memory.enabled_cdi,
                 forced={"true": True, "false": False}.get(settings.native_cdi),
                 set_as_default=settings.set_as_default,
                 default_negotiable=settings.default_is_negotiable,
@@ -357,7 +385,7 @@ class _Proposer:
     def _with_checks(self, draft: Proposal, node: ConfiguredRuntime, edits: Edits) -> Proposal:
         """The draft with the results of all checks: does the runtime survive a restart, does its
         executable accept the files, has the candidate failed before, does a trial start succeed?"""
-        ctx, host, warnings = self._ctx, self._host, [*draft.warnings]
+        ctx, host, warnings = self.ctx, self.ctx.host, [*draft.warnings]
         hazard = node.restart_hazard(edits.files)
         if hazard is not None and draft.restart is None:
             warnings.append(hazard.later)
@@ -373,9 +401,7 @@ class _Proposer:
             if not ctx.retry:
                 blocked = known_failure(host, ctx.store, node, edits, ctx.wall())
             if blocked is None:
-                tried = trial_verdict(
-                    ctx, self._memory, node, edits.changes, edits.desired, "apply"
-                )
+                tried = trial_verdict(ctx, self.memory, node, edits.changes, edits.desired, "apply")
                 blocked = tried.refusal
                 warnings += tried.warnings
         return replace(

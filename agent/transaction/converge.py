@@ -33,7 +33,6 @@ from agent.plan import (
 )
 from agent.plan.candidate import loaded_digest
 from agent.plan.context import Context, best_effort
-from agent.plan.observe import observe
 from agent.plan.propose import Proposal, propose
 from agent.runtimes import desired_state, registry
 from agent.runtimes.base import Endpoint
@@ -74,7 +73,7 @@ def converge(ctx: Context) -> Outcome:
     try:
         convergence = _Convergence(ctx)
         # On a node without a state directory, a refusal must not create one.
-        first = None if os.path.lexists(ctx.store.directory) else convergence.propose(Memory())
+        first = None if os.path.lexists(ctx.store.directory) else propose(ctx, Memory())
         if first:
             convergence.refuse(first)
         with ctx.locked():
@@ -93,12 +92,6 @@ class _Convergence:
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._barrier = ctx.barrier
-
-    def propose(self, memory: Memory, *, may_enable: bool | None = None) -> Proposal:
-        """Make a proposal from a new observation. `may_enable` as in `propose.propose`. Raises
-        Unreachable or Refused."""
-        seen = observe(self._ctx.settings, self._ctx.host, memory)
-        return propose(self._ctx, seen, may_enable=may_enable)
 
     def refuse(self, proposal: Proposal) -> None:
         """Raise the first error that forbids a proposal, before anything is written. Withdraw
@@ -128,12 +121,12 @@ class _Convergence:
         repaired = garbled_files.repair(ctx.settings, ctx.host, ctx.log, memory)
         try:
             # The first proposal still holds if no other process changed the state meanwhile.
-            proposal = first if first and memory == Memory() else self.propose(memory)
+            proposal = first if first and memory == Memory() else propose(ctx, memory)
         except Unreachable as error:
             if not repaired:
                 raise
             garbled_files.revive(ctx, error)
-            proposal = self.propose(memory)
+            proposal = propose(ctx, memory)
         if recovered.waiting:
             restart = proposal.restart
             if not proposal.config_changes and restart is not None and restart.kind == "none":
@@ -141,7 +134,7 @@ class _Convergence:
                 return self._publish(Outcome(proposal, self._install(proposal), pending=True))
             self.refuse(proposal)
             recovered = recover.give_up_waiting(ctx)
-            proposal = self.propose(ctx.store.memory())
+            proposal = propose(ctx, ctx.store.memory())
         self._barrier |= recovered.barrier
         outcome = self._converge(proposal, ctx.store.memory())
         return replace(outcome, recovered=recovered.outcome, changed=(*repaired, *outcome.changed))
@@ -157,7 +150,7 @@ class _Convergence:
             restart_limits.require(ctx, proposal.config_changes)
         nodes = device_nodes.create(proposal.nodes, ctx.log)
         if nodes:  # the spec has to describe the new device nodes
-            proposal = self.propose(memory, may_enable=False if refused_cdi else None)
+            proposal = propose(ctx, memory, may_enable=False if refused_cdi else None)
             self.refuse(proposal)
         written = (*nodes, *self._install(proposal))
         for warning in proposal.warnings:
@@ -273,7 +266,7 @@ class _Convergence:
             raise error
         self._ctx.log.warning("native CDI could not be switched on", reason=error.message)
         try:
-            second = self.propose(memory, may_enable=False)
+            second = propose(self._ctx, memory, may_enable=False)
             return self._converge(second, memory, refused_cdi=True)
         except Refused as other:
             if isinstance(error, RolledBack):  # exit 5, not 3, because the runtime was restarted

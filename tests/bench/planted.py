@@ -51,7 +51,7 @@ _DECISION = (
     ),
     Mutant(
         "refused-cdi-tried-again", "decide", "agent/plan/propose.py",
-        "allowed = allowed and memory.cdi_refused != loaded_digest(seen.runtime, node.files)",
+        "allowed = allowed and memory.cdi_refused != loaded_digest(self.runtime, node.files)",
         "allowed = bool(allowed)",
         ("tests/cli/test_restart.py::test_runtime_that_dies_of_native_cdi_is_configured_without_it",),
     ),

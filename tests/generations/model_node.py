@@ -31,7 +31,6 @@ from agent.host.paths import HostRoot
 from agent.options.settings import resolve
 from agent.plan import propose
 from agent.plan.context import Context
-from agent.plan.observe import observe
 from agent.plan.propose import Proposal
 from agent.runtimes import command, trial
 from agent.runtimes.containerd import deadly_specs
@@ -186,7 +185,7 @@ class ModelNode:
     def propose(self) -> Proposal:
         """`plan`."""
         ctx = self._context()
-        return propose.propose(ctx, observe(ctx.settings, ctx.host, ctx.store.memory()))
+        return propose.propose(ctx, ctx.store.memory())
 
     def apply(self) -> Outcome:
         """`apply`."""

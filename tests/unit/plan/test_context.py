@@ -13,9 +13,10 @@ import pytest
 from agent.errors import Locked, Refused, Unreachable, UsageError
 from agent.host import paths
 from agent.host.paths import HostPath, HostRoot, Mount
+from agent.log import Silent
 from agent.options.settings import Settings, resolve
 from agent.plan import context
-from agent.plan.context import Context, open_context
+from agent.plan.context import Context
 from agent.runtimes.base import Endpoint
 
 
@@ -24,6 +25,11 @@ def root(tmp_path: Path) -> Path:
     """A host root in a container, whose own file system is something else."""
     (tmp_path / "host/var/lib").mkdir(parents=True)
     return tmp_path / "host"
+
+
+def open_context(given: Settings) -> Context:
+    """The context of a run that may write."""
+    return context.open_context(given, Silent())
 
 
 def settings(root: Path, entry: str = "toolkit-agent", **options: str) -> Settings:
