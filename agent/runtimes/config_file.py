@@ -63,18 +63,13 @@ _KINDS = {
 }  # fmt: skip
 
 
-class Unparsed(Refused):
-    """The agent cannot parse a file. `file` is that file, without data."""
-
-    def __init__(self, message: str, file: ConfigFile) -> None:
-        super().__init__(message)
-        self.file = file
-
-
-def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
+def checked_file(
+    host: HostRoot, name: str, overlay: Overlay, shape: Shape, *, may_be_unread: bool
+) -> ConfigFile:
     """Read and parse the file with the host path `name`. A file in `overlay` has the state given
-    there. If the file does not exist, the result has no data. Raises Unparsed for a text that is
-    not TOML; Refused for a file that cannot be read, or that another user than root can change."""
+    there. If the file does not exist, the result has no data. Raises Refused for a file that cannot
+    be read, that another user than root can change, or that has a value of another type than
+    `shape` says; and for a text that is not TOML, unless it `may_be_unread`."""
     path = host.resolve(name)
     if path.host in overlay:
         above, state = os.path.dirname(path.host), overlay[path.host]
@@ -86,13 +81,15 @@ def checked_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
     try:
         data = {} if state is None else document.parse(state.data, path.host)
     except Refused as error:
-        file = ConfigFile(name, path, state, {}, error.message.partition(": ")[2])
-        raise Unparsed(
+        if may_be_unread:
+            return ConfigFile(name, path, state, {}, error.message.partition(": ")[2])
+        raise Refused(
             f"{error.message} (also where no edit of it is needed: the result of any edit depends "
-            "on every file that the runtime loads)",
-            file,
+            "on every file that the runtime loads)"
         ) from error
-    return ConfigFile(name, path, state, data)
+    file = ConfigFile(name, path, state, data)
+    check_shape(file, shape)
+    return file
 
 
 def check_shape(file: ConfigFile, shape: Shape) -> None:

@@ -243,8 +243,10 @@ class ContainerdNode(ConfiguredRuntime):
 
     def defects(self) -> Iterable[Defect]:
         effective = self.effective(self.files)
-        for name, path in faults.base_specs(effective):
-            if not os.path.lexists(self.host.agent_path(path)):
+        for name, table in effective.runtimes.items():
+            path = table.get("base_runtime_spec")
+            named = isinstance(path, str) and path
+            if named and not os.path.lexists(self.host.agent_path(named)):
                 text = f"handler {name} has base_runtime_spec {path}, which is not there"
                 yield Defect(text, "write that file, or remove the key", deadly=True)
         sandboxes = {

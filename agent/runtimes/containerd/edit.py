@@ -85,10 +85,13 @@ def _with_kept_settings(
 def _our_runc(node: ContainerdNode, now: Effective, before: Effective) -> Data | None:
     """The table of an ordinary runc that only our own drop-in defines, None if no such table
     exists."""
-    runc = now.table("runc")
-    if runc == before.table("runc") or handlers.has_ordinary_runc(before, node.gen.missing_shims):
-        return None
-    return {**runc, "options": runc.get("options", {})}
+    runc, other = now.table("runc"), before.table("runc")
+    is_ordinary = (
+        handlers.defines_runc(before)
+        and handlers.why_unusable(other, node.gen.missing_shims) is None
+        and not desired_state.is_nvidia(before, "runc", ())
+    )
+    return None if runc == other or is_ordinary else {**runc, "options": runc.get("options", {})}
 
 
 def _with_our_runc(before: Effective, runc: Data | None) -> Effective:
@@ -310,11 +313,7 @@ def _checked(node: ContainerdNode, overlay: Overlay, desired: Desired) -> Edits:
             f"cannot set {document.dotted(path)}: {owner[0].path if owner else node.root.path} "
             "overrides it; remove the key there"
         )
-    if effective.default not in effective.runtimes:
-        raise Refused(
-            f"cannot edit {node.root.path}: default_runtime_name is {effective.default}, and "
-            "there is no such handler; add it or correct the name"
-        )
+    desired_state.require_default(effective, handlers.DEFAULT[-1])
     difference = first_difference(
         strip(merge.settings(node.gen, node.files), node.gen, desired),
         strip(merge.settings(node.gen, after), node.gen, desired),

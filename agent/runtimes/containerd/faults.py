@@ -207,13 +207,6 @@ def _uri(gen: Generation, file: ConfigFile, entry: str) -> str:
     return CRI_V2 if entry == CRI_V1 else f"io.containerd.{entry}"
 
 
-def base_specs(effective: Effective) -> Iterator[tuple[str, str]]:
-    """The handlers with a base runtime spec, each with the host path of that file."""
-    for name, table in effective.runtimes.items():
-        if isinstance(path := table.get("base_runtime_spec"), str) and path:
-            yield name, path
-
-
 def defects(
     gen: Generation, files: Files, effective: Effective, lacking: Sequence[str]
 ) -> Iterator[Defect]:

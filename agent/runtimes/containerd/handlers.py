@@ -111,12 +111,6 @@ def why_unusable(table: Data, missing_shims: tuple[str, ...]) -> str | None:
     return None
 
 
-def has_ordinary_runc(effective: Effective, missing_shims: tuple[str, ...]) -> bool:
-    """Do the files define a `runc` that can run pods without NVIDIA's program?"""
-    usable = why_unusable(effective.table("runc"), missing_shims) is None
-    return _defines_runc(effective) and usable and not is_nvidia(effective, "runc", ())
-
-
 def unknown_key_warnings(
     effective: Effective, request: EditRequest, features: Features
 ) -> tuple[str, ...]:
@@ -210,7 +204,7 @@ def _made_runc(effective: Effective, request: EditRequest, features: Features) -
     if not is_nvidia(effective, effective.default, request.own_names):
         return None
     earlier = _earlier_default(effective, request, features)
-    defined = _defines_runc(effective)
+    defined = defines_runc(effective)
     if earlier is not None and (earlier != "runc" or defined):
         return None
     current = effective.table("runc")
@@ -222,7 +216,7 @@ def _made_runc(effective: Effective, request: EditRequest, features: Features) -
     return _with_cleared_keys(made, current, features)
 
 
-def _defines_runc(effective: Effective) -> bool:
+def defines_runc(effective: Effective) -> bool:
     """Do the files define a `runc`?"""
     return bool(without_empty(get(effective.section, RUNTIMES, {})).get("runc"))
 

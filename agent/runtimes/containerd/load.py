@@ -22,8 +22,6 @@ from agent.runtimes.config_file import (
     Files,
     Overlay,
     Shape,
-    Unparsed,
-    check_shape,
     checked_file,
     directory_names,
     refuse_unread,
@@ -74,12 +72,7 @@ def load(host: HostRoot, gen: Generation, root: str, overlay: Overlay = _NO_OVER
         name = pending.pop(0)
         if name in loaded:
             continue
-        try:
-            file = load_file(host, name, overlay)
-        except Unparsed as error:
-            if name == root:
-                raise
-            file = error.file
+        file = checked_file(host, name, overlay, SHAPE, may_be_unread=name != root)
         if file.state is None and name != root:
             raise Refused(
                 f"cannot use {_importer(loaded, name)}: it imports {name}, which does not exist, "
@@ -112,9 +105,7 @@ def _importer(loaded: dict[str, ConfigFile], name: str) -> str:
 def load_file(host: HostRoot, name: str, overlay: Overlay = _NO_OVERLAY) -> ConfigFile:
     """One file by its host path, parsed. A missing file has no data and is no error here. Raises
     Refused."""
-    file = checked_file(host, name, overlay)
-    check_shape(file, SHAPE)
-    return file
+    return checked_file(host, name, overlay, SHAPE, may_be_unread=False)
 
 
 def _expand(host: HostRoot, gen: Generation, where: tuple[str, str], overlay: Overlay) -> list[str]:

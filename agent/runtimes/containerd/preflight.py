@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent.errors import Refused
 from agent.host.files import new_state
@@ -170,7 +170,7 @@ def require_harmless(node: ContainerdNode, files: Files) -> None:
     )
 
 
-def _of_ours(dump: Data) -> dict[str, Any]:
+def _of_ours(dump: Data) -> Data:
     """The part of a dump that a plan uses, as nested tables."""
     section = cri_section(dump)
     names = ("runtimes", "default_runtime_name", *LEGACY)
@@ -178,11 +178,6 @@ def _of_ours(dump: Data) -> dict[str, Any]:
     paths += [(*section, "enable_cdi"), ("disabled_plugins",)]
     paths += [("plugins", name) for name in LINUX_PLUGIN]
     # The names of imports differ, because the files are staged.
-    used: dict[str, Any] = {"imports": len(dump.get("imports") or ())}
-    for path in paths:
-        table = used
-        for part in path[:-1]:
-            table = table.setdefault(part, {})
-        if (value := get(dump, path)) is not None:
-            table[path[-1]] = value
-    return used
+    number = {"imports": len(dump.get("imports") or ())}
+    values = ((path, get(dump, path)) for path in paths)
+    return document.apply(number, [Set(path, value) for path, value in values if value is not None])

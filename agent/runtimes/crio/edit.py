@@ -23,7 +23,15 @@ from agent.runtimes.base import EditRequest, Edits
 from agent.runtimes.config_file import ConfigFile, Files, fresh_state, is_hook, with_text
 from agent.runtimes.crio import desired_state, hook, merge
 from agent.runtimes.crio.desired_state import PresentState
-from agent.runtimes.desired_state import Desired, Effective, is_ours, leaves, operations, same
+from agent.runtimes.desired_state import (
+    Desired,
+    Effective,
+    is_ours,
+    leaves,
+    operations,
+    require_default,
+    same,
+)
 from agent.runtimes.key_ownership import HEADER, is_untouched
 from agent.runtimes.preflight import first_difference
 from agent.toml import document
@@ -247,11 +255,7 @@ def _check(node: CrioNode, request: EditRequest, after: Files, desired: Desired)
             f"read after {node.drop_in} and overrides it; remove the key there, or give a later "
             "name with --drop-in-config"
         )
-    if effective.default not in effective.runtimes:
-        raise Refused(
-            f"cannot edit {node.drop_in}: default_runtime is {effective.default}, and there would "
-            "be no such handler; add it or correct the name"
-        )
+    require_default(effective, merge.DEFAULT[-1])
     now, later = (_strip(node, request, loaded) for loaded in (node.files, after))
     difference = first_difference(now, later)
     if difference is not None:

@@ -17,8 +17,6 @@ from agent.runtimes.config_file import (
     ConfigFile,
     Files,
     Overlay,
-    Unparsed,
-    check_shape,
     checked_file,
     directory_names,
     refuse_unread,
@@ -41,13 +39,10 @@ def load(host: HostRoot, root: str, directory: str, overlay: Overlay | None = No
     """
     overlay = overlay or {}
     unread = ConfigFile("", HostPath(host.agent_path(ROOT), ROOT), None, {})
-    loaded = [load_file(host, root, overlay) if root else unread]
+    loaded = [_load_file(host, root, overlay, may_be_unread=False) if root else unread]
     size = 0
     for name in _walk(host, directory, overlay) if directory else ():
-        try:
-            file = load_file(host, name, overlay)
-        except Unparsed as error:
-            file = error.file
+        file = _load_file(host, name, overlay, may_be_unread=True)
         if file.state is not None:
             loaded.append(file)
             size += len(file.state.data)
@@ -59,12 +54,12 @@ def load(host: HostRoot, root: str, directory: str, overlay: Overlay | None = No
     return tuple(loaded)
 
 
-def load_file(host: HostRoot, name: str, overlay: Overlay) -> ConfigFile:
+def _load_file(host: HostRoot, name: str, overlay: Overlay, *, may_be_unread: bool) -> ConfigFile:
     """One file by its host path, parsed. A missing file has no data and is no error here. Raises
     Refused."""
-    file = checked_file(host, name, overlay)
-    refuse_unread(file, BURNT_SUSHI, "CRI-O")
-    check_shape(file, SHAPE)
+    file = checked_file(host, name, overlay, SHAPE, may_be_unread=may_be_unread)
+    if not file.unread:
+        refuse_unread(file, BURNT_SUSHI, "CRI-O")
     return file
 
 
