@@ -394,7 +394,7 @@ def _run_until_stopped(given: dict[str, str | None], entry: Entry) -> None:
     except Locked:
         raise
     except AgentError as error:
-        publish_failure(ctx.publisher, ctx.log, error)
+        publish_failure(ctx, error)
         raise
 
 

@@ -69,7 +69,7 @@ def work(
         ctx.log.info("converged", **success_fields(outcome))
     except StoodAside as error:
         code, reason = ASIDE, error.message
-        publish_failure(ctx.publisher, ctx.log, error)
+        publish_failure(ctx, error)
         ctx.log.info("standing aside", reason=error.message)
     except AgentError as error:
         code, reason, entries = error.exit_code, error.message, _error_entries(error)
@@ -80,7 +80,7 @@ def work(
         else:
             ctx.log.error(FAILED, **fields)
     finally:
-        watched = watch_paths(settings, ctx.host, ctx.publisher, node, spec)
+        watched = watch_paths(ctx, node, spec)
         _report((reason, *entries, *watched), pipe)
     return code
 

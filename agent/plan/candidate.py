@@ -27,11 +27,11 @@ _DAY = 86400.0  # seconds
 
 
 def known_failure(
-    host: HostRoot, store: Store, node: ConfiguredRuntime, edits: Edits, now: float
+    store: Store, node: ConfiguredRuntime, edits: Edits, now: float
 ) -> CandidateFailed | None:
     """The error that this candidate failed less than a day ago; None if it may be tried. `now` is
     in seconds since the epoch. Raises Refused if the record of failures cannot be read."""
-    failure = store.failures().get(fingerprint(host, node, edits))
+    failure = store.failures().get(fingerprint(node, edits))
     if failure is None or not 0 <= now - failure.at < _DAY:
         return None
     return CandidateFailed(
@@ -48,7 +48,7 @@ def loaded_digest(runtime: Runtime, files: tuple[ConfigFile, ...]) -> str:
     return hashlib.sha256(json.dumps([runtime.version, parts]).encode()).hexdigest()
 
 
-def fingerprint(host: HostRoot, node: ConfiguredRuntime, edits: Edits) -> str:
+def fingerprint(node: ConfiguredRuntime, edits: Edits) -> str:
     """A hash of everything on which the success of these edits depends."""
     running = node.runtime.process
     changed = [
@@ -57,14 +57,14 @@ def fingerprint(host: HostRoot, node: ConfiguredRuntime, edits: Edits) -> str:
     ]
     named = {path for file in edits.files for path in _paths(file.data)}
     unit = running.unit if running else None
-    places = sorted({*named, *unit_files(host, unit), node.executable or ""})
+    places = sorted({*named, *unit_files(node.host, unit), node.executable or ""})
     parts = (
         __version__,
         changed,
         loaded_digest(node.runtime, edits.files),
         edits.desired.to_json(),
         running.command if running else None,
-        [(path, _file_identity(host, path)) for path in places],
+        [(path, _file_identity(node.host, path)) for path in places],
     )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -18,9 +18,8 @@ from agent.errors import AgentError, Refused, Unreachable, reason
 from agent.host import files, trust
 from agent.host.files import Change, FileState
 from agent.host.paths import HostPath, HostRoot
-from agent.log import Log
 from agent.options.settings import Settings
-from agent.plan.context import Context, Reach
+from agent.plan.context import Context
 from agent.runtimes import find, key_ownership, registry
 from agent.runtimes.config_file import ConfigFile, check_shape, is_hook
 from agent.state.store import Memory, Original
@@ -85,12 +84,12 @@ def _fault(
     return now, "nothing is in it any more" if empty else None
 
 
-def repair(settings: Settings, host: HostRoot, log: Log, memory: Memory) -> tuple[str, ...]:
+def repair(ctx: Context, memory: Memory) -> tuple[str, ...]:
     """Repair every garbled file, and return their host paths. Raises Refused."""
-    garbled = find_garbled(settings, host, memory)
+    garbled = find_garbled(ctx.settings, ctx.host, memory)
     for item in garbled:
         path = item.repair.path
-        trust.require(host, os.path.dirname(path.host), f"write {path}", allow_sticky=True)
+        trust.require(ctx.host, os.path.dirname(path.host), f"write {path}", allow_sticky=True)
         try:
             _put(path.agent, item.repair.after)
         except OSError as error:
@@ -98,7 +97,7 @@ def repair(settings: Settings, host: HostRoot, log: Log, memory: Memory) -> tupl
                 f"cannot rewrite {path}: {reason(error)}; somebody garbled it ({item.fault}), so "
                 "repair or remove it"
             ) from error
-        log.warning("garbled file is rewritten", path=path.host, why=item.fault)
+        ctx.log.warning("garbled file is rewritten", path=path.host, why=item.fault)
     return tuple(item.repair.path.host for item in garbled)
 
 
@@ -122,7 +121,7 @@ def revive(ctx: Context, error: Unreachable) -> None:
     at most. A unit that systemd has given up is started once; a runtime without a unit is started
     by its own supervisor. Raises `error` if the runtime stays down."""
     if ctx.settings.restart_mode in ("auto", "systemd"):
-        _start(ctx.settings.runtime, ctx.host, ctx.reach, ctx.log)
+        _start(ctx)
     end = ctx.clock() + ctx.settings.proof_timeout
     while True:
         try:
@@ -137,13 +136,13 @@ def revive(ctx: Context, error: Unreachable) -> None:
         ctx.sleep(_PAUSE)
 
 
-def _start(runtime: str, host: HostRoot, reach: Reach, log: Log) -> None:
-    for kind in dict.fromkeys(kind for kind, _ in registry.sockets(runtime)):
+def _start(ctx: Context) -> None:
+    for kind in dict.fromkeys(kind for kind, _ in registry.sockets(ctx.settings.runtime)):
         name = f"{kind}.service"
         try:
-            systemd, unit = reach(host, name)
+            systemd, unit = ctx.reach(ctx.host, name)
             if unit.load == "loaded" and (unit.given_up or unit.active == "activating"):
                 systemd.restart(name)
-                log.info("runtime started", unit=name)
+                ctx.log.info("runtime started", unit=name)
         except SystemdError as failure:
-            log.warning("runtime not started", unit=name, reason=str(failure))
+            ctx.log.warning("runtime not started", unit=name, reason=str(failure))

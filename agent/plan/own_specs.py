@@ -21,7 +21,7 @@ from agent.cdi.driver.known_gpus import KnownGpus
 from agent.cdi.make import generate, gpu
 from agent.cdi.make.generate import DesiredSpec
 from agent.cdi.specs import crashes, provider, readers, spec_files
-from agent.cdi.specs.provider import Provider, RuntimeView, usable
+from agent.cdi.specs.provider import RuntimeView, usable
 from agent.cdi.specs.readers import Reader
 from agent.cdi.specs.spec_ownership import (
     Ownership,
@@ -35,10 +35,9 @@ from agent.errors import AgentError, Refused, reason
 from agent.host import files, trust
 from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot
-from agent.log import Log
 from agent.options.device_classes import DEVICE_CLASSES
 from agent.options.settings import Settings
-from agent.status import Publisher
+from agent.plan.context import Context
 
 
 @dataclass(frozen=True)
@@ -129,11 +128,11 @@ def _proposal(
     others = foreign(entries, names)
     fixed = settings.origins["cdi_output_dir"] != "default"
     own_place = view.number(directory.host) if fixed else len(view.dirs) - 1
-    providers = _providers(view, kinds, others, own_place)
+    providers = {kind: provider.providers(view, kind, others, own_place) for kind in kinds}
     if executable and any(one.doubt for found in providers.values() for one in found):
         # The version of the runtime does not show which specs it reads.
         view = replace(view, reader=readers.with_executable(view.reader, executable))
-        providers = _providers(view, kinds, others, own_place)
+        providers = {kind: provider.providers(view, kind, others, own_place) for kind in kinds}
     # NVML is not asked if its answer would not be used.
     provided = frozenset(kind for kind, found in providers.items() if usable(found))
     desired = generate.desired_specs(mode, settings, host, hook, gpus.ask, provided, view.reader)
@@ -155,15 +154,6 @@ def _proposal(
         *(_override_warnings(settings, view, others, directory, management) if management else ()),
     )
     return _with_ownership(settings, ownership, desired, gpus, needed, warnings)
-
-
-def _providers(
-    view: RuntimeView, kinds: Sequence[str], others: Sequence[tuple[HostPath, bytes]],
-    own_place: int,
-) -> dict[str, tuple[Provider, ...]]:  # fmt: skip
-    """The files of other writers that describe each kind; `own_place` as in
-    `provider.providers`."""
-    return {kind: provider.providers(view, kind, others, own_place) for kind in kinds}
 
 
 def _with_ownership(
@@ -276,10 +266,7 @@ def _refuse_writable(host: HostRoot, given: Iterable[str | None]) -> None:
         trust.require(host, name, f"use the CDI directory {name}")
 
 
-def write(
-    settings: Settings, proposal: SpecProposal | None, publisher: Publisher,
-    log: Log,
-) -> tuple[str, ...]:  # fmt: skip
+def write(ctx: Context, proposal: SpecProposal | None) -> tuple[str, ...]:
     """Make the changes of a proposal, and return the host paths of the files that were written or
     removed.
 
@@ -288,9 +275,9 @@ def write(
     if proposal is None:
         return ()
     if proposal.problem is not None:
-        publisher.withdraw()
+        ctx.publisher.withdraw()
     if proposal.directory is not None:
-        files.sweep(proposal.directory.agent, _names(settings))
+        files.sweep(proposal.directory.agent, _names(ctx.settings))
     done = []
     for change in proposal.changes:
         path = change.path
@@ -300,11 +287,11 @@ def write(
             verb = "write" if change.after else "remove"
             refused = Refused(f"cannot {verb} {path}: {reason(error)}")
             if change.after is None or not proposal.is_needed(path.name):
-                log.warning("spec not changed", error=refused.message)
+                ctx.log.warning("spec not changed", error=refused.message)
                 continue
-            publisher.withdraw()
+            ctx.publisher.withdraw()
             raise refused from error
-        log.info("spec written" if change.after else "spec removed", path=path.host)
+        ctx.log.info("spec written" if change.after else "spec removed", path=path.host)
         done.append(path.host)
     if proposal.problem is not None:
         raise proposal.problem
@@ -349,16 +336,7 @@ def written_by_us(
 
 def has_needed(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...], needed: str) -> bool:
     """Is our spec of the kind `needed` in one of the directories of `directories`?"""
-    places = directories(settings, host, spec_dirs)
-    return any(_is_own_spec(place.child(file_name(needed))) for place in places)
-
-
-def _is_own_spec(path: HostPath) -> bool:
-    try:
-        state = files.read(path.agent)
-    except Refused:
-        return False  # a link or a directory is no spec of ours
-    return state is not None and model.is_ours(state.data)
+    return any(path.name == file_name(needed) for path in written_by_us(settings, host, spec_dirs))
 
 
 def foreign_spec_with(

@@ -71,7 +71,7 @@ def gpu_service(
 
 
 def pod_needs(
-    settings: Settings, host: HostRoot, node: ConfiguredRuntime, decision: Decision, booted: float
+    settings: Settings, node: ConfiguredRuntime, decision: Decision, booted: float
 ) -> PodNeeds | None:
     """The running pods that would lose their GPUs by a decision, and the settings that they need;
     None if there are no such pods. `booted` is the result of `recent_boot`.
@@ -79,7 +79,7 @@ def pod_needs(
     Raises Unreachable. Raises Refused if an OCI hook would replace the handlers, because then
     nothing can be kept for the pods.
     """
-    now = gpu_service(node, node.running(), _toolkit_config(settings, host))
+    now = gpu_service(node, node.running(), _toolkit_config(settings, node.host))
     if settings.accept_envvar is False:  # the options forbid it, so pods that need it do not count
         now = replace(now, variables=False)
     native = frozenset([CDI_PREFIX] if decision.native else [])
@@ -180,15 +180,15 @@ def _our_handlers(running: Effective) -> set[str]:
 
 
 def _handler_users(
-    host: HostRoot, node: ConfiguredRuntime, after: Effective, low_levels: tuple[str, ...],
+    node: ConfiguredRuntime, after: Effective, low_levels: tuple[str, ...],
     config: ToolkitConfig | None,
 ) -> tuple[tuple[str, ...], str]:  # fmt: skip
     """The pods of handlers whose state (`ConfiguredRuntime.pod_states`) would change, and a
     description of these handlers. `after` is the future configuration. `low_levels` are the
     low-level runtimes that NVIDIA's runtime will call. `config` as in `gpu_service`. Raises
     Unreachable."""
-    below_later = low_level.first_existing(host, low_levels)
-    below = low_level.first_existing(host, config.runtimes) if config else None
+    below_later = low_level.first_existing(node.host, low_levels)
+    below = low_level.first_existing(node.host, config.runtimes) if config else None
     now = node.pod_states(node.running(), below or below_later)
     later = node.pod_states(after, below_later or below)
     changed = {name for name, state in now.items() if name not in later or later[name] != state}
@@ -202,26 +202,23 @@ def _handler_users(
 
 
 def apply_refusal(
-    settings: Settings, host: HostRoot, node: ConfiguredRuntime, after: Files,
-    low_levels: tuple[str, ...],
-) -> Refused | None:  # fmt: skip
+    settings: Settings, node: ConfiguredRuntime, after: Files, low_levels: tuple[str, ...]
+) -> Refused | None:
     """The error for an apply that running pods would not survive, None if they would.
 
     `after` are the future files, and `low_levels` are the low-level runtimes that NVIDIA's runtime
     will call. Raises Unreachable."""
-    config = _toolkit_config(settings, host)
-    users, handlers = _handler_users(host, node, node.effective(after), low_levels, config)
+    config = _toolkit_config(settings, node.host)
+    users, handlers = _handler_users(node, node.effective(after), low_levels, config)
     return _refusal("apply", users, handlers) if users else None
 
 
-def revert_refusal(
-    settings: Settings, host: HostRoot, node: ConfiguredRuntime, after: Files
-) -> Refused | None:
+def revert_refusal(settings: Settings, node: ConfiguredRuntime, after: Files) -> Refused | None:
     """The error for a revert that running pods would not survive, None if they would. `after` are
     the future files. Raises Unreachable."""
-    config, restored = _toolkit_config(settings, host), node.effective(after)
+    config, restored = _toolkit_config(settings, node.host), node.effective(after)
     low_levels = config.runtimes if config else ()
-    users, handlers = _handler_users(host, node, restored, low_levels, config)
+    users, handlers = _handler_users(node, restored, low_levels, config)
     before, later = (gpu_service(node, item, config) for item in (node.running(), restored))
     lost = _needs(node, before, later, frozenset())
     used = [handlers] if users else []
@@ -233,15 +230,15 @@ def revert_refusal(
 
 
 def kept_low_level(
-    settings: Settings, host: HostRoot, node: ConfiguredRuntime | None, low_levels: tuple[str, ...]
+    settings: Settings, node: ConfiguredRuntime, low_levels: tuple[str, ...]
 ) -> tuple[tuple[str, ...], str | None]:
     """The low-level runtimes for NVIDIA's runtime, and a warning or None. They are `low_levels`;
     but if pods of our handlers run, the present one comes first, because no other low-level runtime
     finds these pods. Raises Unreachable."""
-    config = _toolkit_config(settings, host)
-    now = low_level.first_existing(host, config.runtimes) if config and node else None
-    later = low_level.first_existing(host, low_levels)
-    if node is None or not now or not later or os.path.basename(now) == os.path.basename(later):
+    config = _toolkit_config(settings, node.host)
+    now = low_level.first_existing(node.host, config.runtimes) if config else None
+    later = low_level.first_existing(node.host, low_levels)
+    if not now or not later or os.path.basename(now) == os.path.basename(later):
         return low_levels, None
     ours = _our_handlers(node.running())
     used = pod_names(pod for pod in _ready_pods(node) if pod.handler in ours)
@@ -253,9 +250,7 @@ def kept_low_level(
     )
 
 
-def toolkit_refusal(
-    host: HostRoot, node: ConfiguredRuntime, directories: tuple[str, ...]
-) -> Refused | None:
+def toolkit_refusal(node: ConfiguredRuntime, directories: tuple[str, ...]) -> Refused | None:
     """The error if a pod runs by a program in a directory that is to be removed, None if no pod
     does. `directories` are all host paths of that directory. Raises Unreachable.
 
@@ -275,7 +270,7 @@ def toolkit_refusal(
                 used.append(pod)
     users = pod_names(used)
     known = {(pod.namespace, pod.name) for pod in used}
-    users += tuple(sorted(set(_monitors(host, directories, known))))
+    users += tuple(sorted(set(_monitors(node.host, directories, known))))
     return _refusal("revert", users, f"programs in {directories[0]}") if users else None
 
 

@@ -207,7 +207,7 @@ class _Proposer:
         low_levels, kept_warning = self._low_level(draft.edits)
         warnings = [*draft.warnings, kept_warning]
         if changed is not None and draft.restart is not None:
-            pods = pod_guard.apply_refusal(settings, host, changed.node, changed.files, low_levels)
+            pods = pod_guard.apply_refusal(settings, changed.node, changed.files, low_levels)
             blocked = blocked or pods
         warnings += [
             self.toolkit_warning,
@@ -221,7 +221,7 @@ class _Proposer:
             warnings += toolkit.warnings
             if changed is not None:
                 moved_toolkits = toolkit_users.moved_toolkits(
-                    settings, host, changed, self.memory, self.toolkit.directory
+                    settings, changed, self.memory, self.toolkit.directory
                 )
         spec = self.specs(decision, hook)
         nodes, refused = device_nodes.possible(device_nodes.missing(settings, host, root))
@@ -290,7 +290,9 @@ class _Proposer:
         low_levels = low_level.runtimes(
             self.ctx.settings, self.ctx.host, self.runtime.kind, effective, base, current
         )
-        return pod_guard.kept_low_level(self.ctx.settings, self.ctx.host, node, low_levels)
+        if node is None:
+            return low_levels, None
+        return pod_guard.kept_low_level(self.ctx.settings, node, low_levels)
 
     def _configuration(self, may_enable: bool | None) -> Proposal:
         """The part of the proposal about the runtime: the decision, the edits, the restart and
@@ -356,7 +358,7 @@ class _Proposer:
         would take something from them."""
         decision = self.decision(may_enable=may_enable)
         booted = pod_guard.recent_boot(self.ctx.wall(), self.ctx.uptime())
-        needs = pod_guard.pod_needs(self.ctx.settings, self.ctx.host, node, decision, booted)
+        needs = pod_guard.pod_needs(self.ctx.settings, node, decision, booted)
         return self.decision(may_enable=may_enable, needs=needs) if needs else decision
 
     def decision(self, *, may_enable: bool, needs: PodNeeds | None = None) -> Decision:
@@ -385,7 +387,7 @@ class _Proposer:
     def _with_checks(self, draft: Proposal, node: ConfiguredRuntime, edits: Edits) -> Proposal:
         """The draft with the results of all checks: does the runtime survive a restart, does its
         executable accept the files, has the candidate failed before, does a trial start succeed?"""
-        ctx, host, warnings = self.ctx, self.ctx.host, [*draft.warnings]
+        ctx, warnings = self.ctx, [*draft.warnings]
         hazard = node.restart_hazard(edits.files)
         if hazard is not None and draft.restart is None:
             warnings.append(hazard.later)
@@ -399,7 +401,7 @@ class _Proposer:
         blocked: AgentError | None = hazard if draft.restart else None
         if draft.restart and blocked is None:
             if not ctx.retry:
-                blocked = known_failure(host, ctx.store, node, edits, ctx.wall())
+                blocked = known_failure(ctx.store, node, edits, ctx.wall())
             if blocked is None:
                 tried = trial_verdict(ctx, self.memory, node, edits.changes, edits.desired, "apply")
                 blocked = tried.refusal

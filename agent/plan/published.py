@@ -8,18 +8,15 @@ from agent import status
 from agent.cdi.driver import driver
 from agent.cdi.make.hooks import find_hooks
 from agent.errors import AgentError
-from agent.host.paths import HostRoot
-from agent.options.settings import Settings
+from agent.plan.context import Context
 from agent.plan.propose import Proposal
 from agent.status import Lines
 from agent.toolkit import install
 
 
-def lines(
-    settings: Settings, host: HostRoot, proposal: Proposal, boot_id: str, now: float
-) -> Lines:
-    """The lines of the status file. `now` is in seconds since the epoch. Never raises for a missing
-    driver: its lines are then empty."""
+def lines(ctx: Context, proposal: Proposal) -> Lines:
+    """The lines of the status file. Never raises for a missing driver: its lines are then empty."""
+    settings, host = ctx.settings, ctx.host
     hook = install.cdi_hook(settings, host, proposal.toolkit.found if proposal.toolkit else None)
     described = proposal.spec.driver if proposal.spec else None
     driver_root = dev_root = None
@@ -39,6 +36,6 @@ def lines(
             "NVIDIA_DRIVER_ROOT": driver_root,
             "NVIDIA_DEV_ROOT": dev_root,
         },
-        boot_id=boot_id,
-        now=now,
+        boot_id=ctx.boot_id,
+        now=ctx.wall(),
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from agent.errors import AgentError, Refused
 from agent.host.files import Change
-from agent.host.paths import HostPath, HostRoot, is_below
+from agent.host.paths import HostPath, is_below
 from agent.options.settings import Settings
 from agent.plan import own_specs, pod_guard
 from agent.runtimes import find
@@ -37,17 +37,16 @@ class ChangedNode:
 
 
 def refusal(
-    settings: Settings, host: HostRoot, changed: ChangedNode, names: tuple[str, ...],
-    left: tuple[str, ...] = (),
-) -> Refused | None:  # fmt: skip
+    settings: Settings, changed: ChangedNode, names: tuple[str, ...], left: tuple[str, ...] = ()
+) -> Refused | None:
     """The error if a toolkit's directory cannot be removed because it is in use, None if it can.
     `names` are the host paths of the directory. `left` are programs in it that the removal leaves
     in place. Raises Refused or Unreachable."""
     node = changed.node
-    if used := pod_guard.toolkit_refusal(host, node, names):
+    if used := pod_guard.toolkit_refusal(node, names):
         return used
     spec_dirs = find.spec_directories(node.runtime)
-    if (spec := own_specs.foreign_spec_with(settings, host, spec_dirs, names)) is not None:
+    if (spec := own_specs.foreign_spec_with(settings, node.host, spec_dirs, names)) is not None:
         of_plugin = (
             " when no device plugin runs here: the plugin writes the file when it starts, and "
             "leaves it behind"
@@ -99,20 +98,20 @@ class MovedToolkit:
 
 
 def moved_toolkits(
-    settings: Settings, host: HostRoot, changed: ChangedNode, memory: Memory, current: HostPath
+    settings: Settings, changed: ChangedNode, memory: Memory, current: HostPath
 ) -> tuple[MovedToolkit, ...]:
     """Our toolkit directories other than `current`: those in the memory, and those of programs that
     present handlers and hooks name."""
     moved = {}
     for name in (*memory.moved, *_program_directories(changed.node)):
         try:
-            path = host.resolve(name)
+            path = changed.node.host.resolve(name)
             if path.host != current.host and tree.read_list(path.agent) is not None:
                 moved[path.host] = path
         except Refused:
             continue
     return tuple(
-        MovedToolkit(path, reason_to_keep(settings, host, changed, name))
+        MovedToolkit(path, reason_to_keep(settings, changed, name))
         for name, path in sorted(moved.items())
     )
 
@@ -124,14 +123,12 @@ def _program_directories(node: ConfiguredRuntime) -> Iterator[str]:
     return (os.path.dirname(path) for path in dict.fromkeys(programs) if path.startswith("/"))
 
 
-def reason_to_keep(
-    settings: Settings, host: HostRoot, changed: ChangedNode, name: str
-) -> str | None:
+def reason_to_keep(settings: Settings, changed: ChangedNode, name: str) -> str | None:
     """The reason why the toolkit's directory at the host path `name` has to stay, None if nothing
     needs it."""
     try:
-        install.require_trusted(host, name, f"remove the toolkit in {name}")
-        error: AgentError | None = refusal(settings, host, changed, (name,))
+        install.require_trusted(changed.node.host, name, f"remove the toolkit in {name}")
+        error: AgentError | None = refusal(settings, changed, (name,))
     except AgentError as unknown:
         error = unknown
     return error.message.partition(": ")[2] or error.message if error else None

@@ -23,21 +23,21 @@ from agent.errors import AgentError
 from agent.host.paths import HostRoot
 from agent.options.settings import Settings
 from agent.plan import own_specs
+from agent.plan.context import Context
 from agent.runtimes import registry
 from agent.runtimes.base import ConfiguredRuntime
-from agent.status import Publisher
 from agent.toolkit import install, programs
 
 
 def watch_paths(
-    settings: Settings, host: HostRoot, publisher: Publisher, node: ConfiguredRuntime | None,
-    spec: own_specs.SpecProposal | None,
-) -> tuple[str, ...]:  # fmt: skip
+    ctx: Context, node: ConfiguredRuntime | None, spec: own_specs.SpecProposal | None
+) -> tuple[str, ...]:
     """The watch list: entries as in the docstring of this module. `node` is None if the
     configuration could not be read, `spec` is None if no specs were proposed."""
+    settings, host = ctx.settings, ctx.host
     found = [*(_node_paths(host, node) if node is not None else _settings_paths(settings, host))]
     # The directory and the error file are not watched: others write there, and so do our failures.
-    found += [publisher.path(name) for name in (status.READY, status.TWIN)]
+    found += [ctx.publisher.path(name) for name in (status.READY, status.TWIN)]
     found += [*_programs(settings, host), *_cdi(settings, host, node)]
     found += [f"={path}" for path in (spec.judged_paths if spec else ())]
     return tuple(dict.fromkeys(found))

@@ -102,7 +102,7 @@ def report(ctx: Context) -> Report:
     default, handlers = None, tuple[str, ...]()
     if proposal is not None:
         drift += _drift(proposal)
-        now = dict(lines(settings, host, proposal, ctx.boot_id, ctx.wall())) if published else {}
+        now = dict(lines(ctx, proposal)) if published else {}
         if now.get("TOOLKIT_CONFIG_HASH") != published.get("TOOLKIT_CONFIG_HASH"):
             drift.append(OUT_OF_DATE)
         default, handlers = registry.shown_handler_names(proposal.runtime.answer)

@@ -22,7 +22,6 @@ from agent.errors import (
     RolledBack,
     Unreachable,
 )
-from agent.log import Log
 from agent.plan import (
     candidate,
     garbled_files,
@@ -38,7 +37,7 @@ from agent.runtimes import desired_state, registry
 from agent.runtimes.base import Endpoint
 from agent.state import store
 from agent.state.store import Memory
-from agent.status import READY, Publisher
+from agent.status import READY
 from agent.toolkit import device_nodes, install
 from agent.transaction import change, recover, restart_limits
 from agent.transaction.change import NotAccepted
@@ -81,7 +80,7 @@ def converge(ctx: Context) -> Outcome:
     except Locked:
         raise  # the process that holds the lock publishes its own result
     except AgentError as error:
-        publish_failure(ctx.publisher, ctx.log, error)
+        publish_failure(ctx, error)
         raise
 
 
@@ -103,7 +102,7 @@ class _Convergence:
             return
         if spec is not None and isinstance(error, NoDriver | NoDevices | DriverFailed):
             # The devices are gone, so specs of them are removed, and readiness is withdrawn.
-            own_specs.write(ctx.settings, spec, ctx.publisher, ctx.log)
+            own_specs.write(ctx, spec)
         if spec is not None and (
             error == spec.problem or isinstance(error, obstacles.SpecUnwritable)
         ):
@@ -118,7 +117,7 @@ class _Convergence:
         ctx = self._ctx
         recovered = recover.recover(ctx)
         memory = store.current_memory(ctx.store)
-        repaired = garbled_files.repair(ctx.settings, ctx.host, ctx.log, memory)
+        repaired = garbled_files.repair(ctx, memory)
         try:
             # The first proposal still holds if no other process changed the state meanwhile.
             proposal = first if first and memory == Memory() else propose(ctx, memory)
@@ -204,7 +203,7 @@ class _Convergence:
             restart=proposal.restart,
             desired=edits.desired,
             memory=memory,
-            fingerprint=candidate.fingerprint(ctx.host, node, edits),
+            fingerprint=candidate.fingerprint(node, edits),
             pods=pods,
         )
 
@@ -227,7 +226,7 @@ class _Convergence:
         spec = None if proposal.spec and proposal.spec.late else proposal.spec
         return (
             *install.write(proposal.toolkit, ctx.log),
-            *own_specs.write(ctx.settings, spec, ctx.publisher, ctx.log),
+            *own_specs.write(ctx, spec),
         )
 
     def _clean_up(self, memory: Memory, outcome: Outcome) -> Outcome:
@@ -238,14 +237,14 @@ class _Convergence:
         if outcome.pending:
             return outcome
         late = proposal.spec if proposal.spec and proposal.spec.late else None
-        removed = own_specs.write(ctx.settings, late, ctx.publisher, ctx.log)
+        removed = own_specs.write(ctx, late)
         kept, changed = [], proposal.changed_node
         for item in proposal.moved_toolkits:
             name = item.directory.host
             try:
                 # The reason is computed again, because a pod can have come since the proposal.
                 unneeded = changed is not None and not toolkit_users.reason_to_keep(
-                    ctx.settings, ctx.host, changed, name
+                    ctx.settings, changed, name
                 )
                 if unneeded and install.remove_from(ctx.host, name):
                     ctx.log.info("toolkit removed", directory=name)
@@ -281,20 +280,20 @@ class _Convergence:
             ctx.publisher.withdraw()
             ctx.publisher.publish_error(Pending(PENDING))
             return outcome
-        content = published.lines(ctx.settings, ctx.host, outcome.proposal, ctx.boot_id, ctx.wall())
+        content = published.lines(ctx, outcome.proposal)
         ctx.publisher.publish(content, barrier_was_there=self._barrier)
         if outcome.changed or outcome.restarted:
             best_effort(ctx.log, ctx.store.forget_failure)
         return outcome
 
 
-def publish_failure(publisher: Publisher, log: Log, error: AgentError) -> None:
+def publish_failure(ctx: Context, error: AgentError) -> None:
     """Publish an error beside the status file. The status file itself is removed if no runtime
     answers (row 9) or if the toolkit is missing. Never raises: a failure to publish is only logged,
     because it must not hide `error`."""
     try:
         if isinstance(error, Unreachable | NoToolkit):
-            publisher.withdraw()
-        publisher.publish_error(error)
+            ctx.publisher.withdraw()
+        ctx.publisher.publish_error(error)
     except Refused as second:
-        log.warning("failure not published", reason=second.message)
+        ctx.log.warning("failure not published", reason=second.message)

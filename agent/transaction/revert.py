@@ -61,7 +61,7 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
         with stand_aside.node_lock(ctx) as locked, locked.locked():
             waiting = recover.recover(locked).waiting
             memory = store.current_memory(locked.store)
-            garbled_files.repair(locked.settings, locked.host, locked.log, memory)
+            garbled_files.repair(locked, memory)
             one = _Revert(locked, memory, keep_edits=keep_edits, toolkit=toolkit)
             if waiting:  # no runtime has loaded the last change, so it is undone first
                 one.check()
@@ -72,7 +72,7 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
     except Locked:
         raise
     except AgentError as error:
-        publish_failure(ctx.publisher, ctx.log, error)
+        publish_failure(ctx, error)
         raise
 
 
@@ -167,7 +167,7 @@ class _Revert:
         directories = [(names, remains)] if names else []
         directories += [((name,), ()) for name in moved]
         for directory, remaining in directories:
-            if error := toolkit_users.refusal(settings, host, changed, directory, remaining):
+            if error := toolkit_users.refusal(settings, changed, directory, remaining):
                 raise error
 
     @functools.cached_property
@@ -195,7 +195,7 @@ class _Revert:
         # The handlers in the present files (also a runc that we made), and our running ones.
         names = dict.fromkeys((*now.runtimes, *(name for name in running if name in OUR_NAMES)))
         removed = tuple(name for name in names if name not in effective.runtimes)
-        if used := pod_guard.revert_refusal(ctx.settings, host, node, after):
+        if used := pod_guard.revert_refusal(ctx.settings, node, after):
             raise used
         desired = Desired({}, effective.default, False, removed)
         is_root_gone, notes = self._removed_files()

@@ -292,7 +292,7 @@ _SPECS = (
     Mutant(
         "ready-without-a-driver", "specs", "agent/plan/own_specs.py",
         "        return ()\n    if proposal.problem is not None:\n"
-        "        publisher.withdraw()\n",
+        "        ctx.publisher.withdraw()\n",
         "        return ()\n",
         (
             "tests/cli/test_spec.py::test_no_driver_is_refused",

@@ -64,7 +64,7 @@ class Scene:
 
     def refusal(self) -> CandidateFailed | None:
         """Is the candidate one that failed before `now`?"""
-        return candidate.known_failure(HOST, self.store, self.node(), self.edits(), self.now)
+        return candidate.known_failure(self.store, self.node(), self.edits(), self.now)
 
     def unloaded(self) -> ConfigFile | None:
         """The first file that the runtime has not loaded."""
@@ -72,7 +72,7 @@ class Scene:
 
     def fail(self) -> None:
         """The candidate fails."""
-        mark = candidate.fingerprint(HOST, self.node(), self.edits())
+        mark = candidate.fingerprint(self.node(), self.edits())
         self.store.remember_failure(mark, Failure("it died", self.now))
 
 
@@ -129,18 +129,18 @@ def test_unit_is_a_part_of_it(scene: Scene, tmp_path: Path) -> None:
     (units / "c.service.d").mkdir(parents=True)
     (units / "c.service").write_text("[Service]\n")
     scene.running = replace(scene.running, unit="c.service")
-    host = HostRoot(str(tmp_path))
-    marks = [candidate.fingerprint(host, scene.node(), scene.edits())]
+    node = replace(scene.node(), host=HostRoot(str(tmp_path)))
+    marks = [candidate.fingerprint(node, scene.edits())]
     (units / "c.service.d/env.conf").write_text("[Service]\n")
-    marks.append(candidate.fingerprint(host, scene.node(), scene.edits()))
+    marks.append(candidate.fingerprint(node, scene.edits()))
     (units / "c.service").write_text("[Service]\nRestart=no\n")
-    marks.append(candidate.fingerprint(host, scene.node(), scene.edits()))
+    marks.append(candidate.fingerprint(node, scene.edits()))
     assert len(set(marks)) == 3
 
 
 def test_failure_of_an_earlier_version_is_forgotten(scene: Scene) -> None:
     """It has no time: it may be of any day."""
-    mark = candidate.fingerprint(HOST, scene.node(), scene.edits())
+    mark = candidate.fingerprint(scene.node(), scene.edits())
     path = Path(scene.store.path("failed.json"))
     path.write_text(f'{{"format": 1, "candidates": {{"{mark}": "it died"}}}}')
     assert scene.store.failures() == {mark: Failure("it died", 0.0)}

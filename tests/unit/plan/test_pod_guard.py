@@ -108,7 +108,7 @@ def decision(**given: Any) -> Decision:
 def needs(ctx: Context, *args: Any, **given: Any) -> PodNeeds | None:
     """What running pods would lose by a native row."""
     booted = pod_guard.recent_boot(ctx.wall(), ctx.uptime())
-    return pod_guard.pod_needs(ctx.settings, ctx.host, node(*args), decision(**given), booted)
+    return pod_guard.pod_needs(ctx.settings, node(*args), decision(**given), booted)
 
 
 def test_annotations_of_our_handlers_count(ctx: Context, answers: ToolkitConfig) -> None:
@@ -218,7 +218,7 @@ def test_low_level_program_of_running_pods_stays_first(
     crun, runc = str(programs / "crun"), str(programs / "runc")
     (config / "config.toml").write_text(f'[nvidia-container-runtime]\nruntimes = ["{crun}"]\n')
     answers.add("web", handler="runc")
-    kept = functools.partial(pod_guard.kept_low_level, ctx.settings, ctx.host)
+    kept = functools.partial(pod_guard.kept_low_level, ctx.settings)
     assert kept(node(), (crun, runc)) == ((crun, runc), None)
     assert answers.asked == []
     assert kept(node("runc"), (runc,)) == ((runc,), None)
