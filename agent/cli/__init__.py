@@ -34,7 +34,7 @@ from agent.cli.base import (
 )
 from agent.cli.cdi import cdi
 from agent.cli.start import run_and_end
-from agent.errors import AgentError, Locked, Refused
+from agent.errors import AgentError, Refused
 from agent.redaction import redact_text
 
 if TYPE_CHECKING:
@@ -377,25 +377,20 @@ def _run_until_stopped(given: dict[str, str | None], entry: Entry) -> None:
     returns only with --no-daemon. Raises AgentError."""
     from dataclasses import replace
 
-    from agent.transaction.converge import converge, publish_failure
+    from agent.transaction.converge import converge, publishing_failures
 
     ctx = _writing(_context(given, entry))
     from agent.daemon import pid_file
     from agent.daemon.child import success_fields
     from agent.daemon.start import become_supervisor
 
-    try:
+    with publishing_failures(ctx):
         if ctx.settings.no_daemon:
             with pid_file.held(ctx.host, ctx.settings.pid_file):
                 outcome = converge(replace(ctx, refresh=True))
             ctx.log.info("converged", **success_fields(outcome))
             return
         become_supervisor(ctx, _child_options(given))
-    except Locked:
-        raise
-    except AgentError as error:
-        publish_failure(ctx, error)
-        raise
 
 
 def _child_options(given: dict[str, str | None]) -> list[str]:

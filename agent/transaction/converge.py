@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from agent.errors import (
@@ -69,7 +70,7 @@ def converge(ctx: Context) -> Outcome:
 
     Raises AgentError. The error is also published beside the status file.
     """
-    try:
+    with publishing_failures(ctx):
         convergence = _Convergence(ctx)
         # On a node without a state directory, a refusal must not create one.
         first = None if os.path.lexists(ctx.store.directory) else propose(ctx, Memory())
@@ -77,11 +78,6 @@ def converge(ctx: Context) -> Outcome:
             convergence.refuse(first)
         with ctx.locked():
             return convergence.recover_and_converge(first)
-    except Locked:
-        raise  # the process that holds the lock publishes its own result
-    except AgentError as error:
-        publish_failure(ctx, error)
-        raise
 
 
 class _Convergence:
@@ -285,6 +281,18 @@ class _Convergence:
         if outcome.changed or outcome.restarted:
             best_effort(ctx.log, ctx.store.forget_failure)
         return outcome
+
+
+@contextlib.contextmanager
+def publishing_failures(ctx: Context) -> Iterator[None]:
+    """Publish an error of the block beside the status file, as `publish_failure` does."""
+    try:
+        yield
+    except Locked:
+        raise  # the process that holds the lock publishes its own result
+    except AgentError as error:
+        publish_failure(ctx, error)
+        raise
 
 
 def publish_failure(ctx: Context, error: AgentError) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from agent.cdi.driver import known_gpus
 from agent.decide import DEFAULT_DIRS
-from agent.errors import AgentError, Locked, Refused, Unreachable
+from agent.errors import Refused, Unreachable
 from agent.host import files
 from agent.host.files import Change
 from agent.plan import garbled_files, obstacles, own_specs, pod_guard, toolkit_users
@@ -29,7 +29,7 @@ from agent.state import store
 from agent.state.store import Memory, parents
 from agent.toolkit import install
 from agent.transaction import change, original_files, recover, stand_aside
-from agent.transaction.converge import publish_failure
+from agent.transaction.converge import publishing_failures
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,17 @@ def revert(ctx: Context, *, keep_edits: bool = False, toolkit: bool = False) -> 
     a file cannot be written. Raises RolledBack or RollbackFailed after a failed restart, and Locked
     if another command holds the lock.
     """
-    try:
-        with stand_aside.node_lock(ctx) as locked, locked.locked():
-            waiting = recover.recover(locked).waiting
-            memory = store.current_memory(locked.store)
-            garbled_files.repair(locked, memory)
+    with publishing_failures(ctx), stand_aside.node_lock(ctx) as locked, locked.locked():
+        waiting = recover.recover(locked).waiting
+        memory = store.current_memory(locked.store)
+        garbled_files.repair(locked, memory)
+        one = _Revert(locked, memory, keep_edits=keep_edits, toolkit=toolkit)
+        if waiting:  # no runtime has loaded the last change, so it is undone first
+            one.check()
+            recover.give_up_waiting(locked)
+            memory = locked.store.memory()
             one = _Revert(locked, memory, keep_edits=keep_edits, toolkit=toolkit)
-            if waiting:  # no runtime has loaded the last change, so it is undone first
-                one.check()
-                recover.give_up_waiting(locked)
-                memory = locked.store.memory()
-                one = _Revert(locked, memory, keep_edits=keep_edits, toolkit=toolkit)
-            return one.carry_out()
-    except Locked:
-        raise
-    except AgentError as error:
-        publish_failure(ctx, error)
-        raise
+        return one.carry_out()
 
 
 class _Revert:
