@@ -19,8 +19,8 @@ from agent.host.paths import HostPath, HostRoot
 from agent.host.writable import Need
 from agent.options.settings import Settings
 from agent.plan import own_specs
+from agent.plan.context import Context
 from agent.state.store import Store, hint
-from agent.status import Publisher
 from agent.toolkit import install, programs
 
 _RECORDS = 1 << 14  # bytes; a journal or a memory without the originals
@@ -53,22 +53,22 @@ class _Demand:
 
 
 def change_refusal(
-    host: HostRoot, store: Store, publisher: Publisher, changes: tuple[Change, ...], *,
-    transaction: bool, spec: own_specs.SpecProposal | None = None,
-    toolkit: install.ToolkitProposal | None = None,
+    ctx: Context, changes: tuple[Change, ...], *, transaction: bool,
+    spec: own_specs.SpecProposal | None = None, toolkit: install.ToolkitProposal | None = None,
 ) -> AgentError | None:  # fmt: skip
     """The error of the first obstacle to these changes, to the status files, the spec and the
     toolkit; None if none is known.
 
     `transaction` means that the runtime's files change or that it restarts, which needs a journal.
     """
+    publisher = ctx.publisher
     try:
         publisher.require()
     except Refused as error:
         return error
     demands = [*_configuration(changes)]
     if transaction:
-        demands += _state(store, changes)
+        demands += _state(ctx.store, changes)
     demands += (
         _Demand(
             Need(publisher.path(name), (1024,)), f"write the status file in {publisher.directory}"
@@ -85,7 +85,7 @@ def change_refusal(
         for change in (spec.changes if spec else ())
         if change.after is not None and spec is not None and spec.is_needed(change.path.name)
     )  # fmt: skip
-    return _first(host, demands) or _place_refusal(host, changes)
+    return _first(ctx.host, demands) or _place_refusal(ctx.host, changes)
 
 
 def removal_refusal(host: HostRoot, paths: Iterable[HostPath]) -> AgentError | None:

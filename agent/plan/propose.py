@@ -234,7 +234,7 @@ class _Proposer:
         if proposal.nothing_to_do or proposal.refusals:
             return proposal
         blocked = obstacles.change_refusal(
-            host, self.ctx.store, self.ctx.publisher, proposal.config_changes,
+            self.ctx, proposal.config_changes,
             transaction=not proposal.is_configured, spec=spec, toolkit=toolkit,
         )  # fmt: skip
         return replace(proposal, blocked=blocked) if blocked else proposal

@@ -60,12 +60,7 @@ class Desired:
 
     def to_json(self) -> Data:
         """The state as the journal stores it."""
-        return {
-            "handlers": dict(self.handlers),
-            "default": self.default,
-            "enable_cdi": self.enable_cdi,
-            "absent": list(self.absent),
-        }
+        return {**vars(self), "handlers": dict(self.handlers), "absent": list(self.absent)}
 
     @classmethod
     def from_json(cls, data: Data) -> Desired:

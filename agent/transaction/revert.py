@@ -131,9 +131,7 @@ class _Revert:
         specs = own_specs.written_by_us(settings, host, self._spec_dirs)
         blocked = obstacles.removal_refusal(host, specs)
         if request is not None and blocked is None:
-            blocked = obstacles.change_refusal(
-                host, ctx.store, ctx.publisher, request.changes, transaction=True
-            )
+            blocked = obstacles.change_refusal(ctx, request.changes, transaction=True)
         if self._toolkit and blocked is None:
             blocked = obstacles.toolkit_removal_refusal(settings, host)
         if blocked is not None:

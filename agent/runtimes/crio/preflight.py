@@ -86,11 +86,15 @@ def _used_keys(data: Data) -> Data:
     """The part of a dump that a plan uses."""
     section = get(data, merge.RUNTIME) or {}
     keys = (merge.DEFAULT[-1], merge.SPEC_DIRS[-1], "hooks_dir")
-    tables = {
+    return {**{key: section[key] for key in keys if key in section}, "runtimes": _handlers(data)}
+
+
+def _handlers(data: Data) -> dict[str, Data]:
+    """The handlers in CRI-O's view, without settings that are none of a handler (see `_strip`)."""
+    return {
         name: {key: value for key, value in table.items() if key not in _AFTER_HANDLERS}
         for name, table in (get(data, merge.RUNTIMES) or {}).items()
     }
-    return {**{key: section[key] for key in keys if key in section}, "runtimes": tables}
 
 
 def _dump_on_disk(node: CrioNode, executable: str, files: Files) -> Dump:
@@ -139,10 +143,7 @@ def _strip(data: Data, handlers: Set[str]) -> Data:
         for key, value in table.items()
         if key in _AFTER_HANDLERS
     }
-    kept = {
-        name: {key: value for key, value in tables[name].items() if key not in _AFTER_HANDLERS}
-        for name in handlers
-    }
+    kept = {name: table for name, table in _handlers(data).items() if name in handlers}
     whole = {**section, **moved, "runtimes": kept}
     ops: list[Op] = [SetKey(merge.RUNTIME, whole), Unset(merge.DEFAULT)]
     return document.without_empty(document.apply(data, ops))

@@ -17,7 +17,7 @@ from agent.host.isolation import View
 from agent.runtimes import command, trial
 from agent.runtimes.config_file import is_hook
 from agent.runtimes.crio import hook
-from agent.runtimes.desired_state import Desired
+from agent.runtimes.desired_state import Desired, programs_of
 from agent.runtimes.trial import Launch
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def _programs(desired: Desired, files: Mapping[str, bytes | None]) -> Iterator[s
     """The programs of handlers and hooks, which may be installed only with the change. CRI-O drops
     a handler whose program is missing, and does not start with a hook whose program is missing."""
     for table in desired.handlers.values():
-        path = table.get("runtime_path")
-        if isinstance(path, str) and path.startswith("/"):
-            yield path
+        yield from (path for path in programs_of(table) if path.startswith("/"))
     for name, content in files.items():
         if is_hook(name) and content and (path := hook.program(content)):
             yield path
