@@ -233,10 +233,10 @@ def cases(*without: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("kind", "command"), found)
 
 
-def some_of(found: Sequence[int], name: str) -> list[int]:
-    """Steps to try, others for each commit; `name` tells samples apart."""
+def some_of(found: Sequence[int], name: str, more: int = _MORE) -> list[int]:
+    """Steps to try, others for each commit, `more` in a long run; `name` tells samples apart."""
     assert len(found) > 5
-    return sample(found, by_run(_SOME, _MORE), name)
+    return sample(found, by_run(_SOME, more), name)
 
 
 class Case:

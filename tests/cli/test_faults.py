@@ -50,8 +50,9 @@ def test_lasting_failure_is_reported_and_repaired_later(
     disk is in no undo's way."""
     with kind(place) as node:
         case = Case(node)
-        disk = {"STEPS_DISK": str(node.etc)} if where == "configuration" else {}
-        for k in points(case, command, *disk.values()):
+        near = str(node.etc) if where == "configuration" else ""
+        disk = {"STEPS_DISK": near} if near else {}
+        for k in points(case, command, near, more=4):
             code = _CODES[k % len(_CODES)]
             case.prepare(command)
             result = node.in_steps(command, f"since:{k}:{code}", env=disk)
@@ -84,13 +85,13 @@ def test_what_cannot_be_removed_is_removed_later(place: Path) -> None:
         case.recover()
 
 
-def points(case: Case, command: str, near: str = "") -> list[int]:
-    """The steps to try, each soon before one on that path."""
+def points(case: Case, command: str, near: str = "", more: int = 8) -> list[int]:
+    """The steps to try, `more` in a long run, each soon before one on that path."""
     log = case.count(command)
     steps_of_kind = range(1, len(log) + 1, case.node.every)
     assert len(steps_of_kind) > 10
     found = [k for k in steps_of_kind if any(near in step for step in log[k - 1 : k + 9])]
-    return some_of(found, f"fault {type(case.node).__name__} {command}")
+    return some_of(found, f"fault {type(case.node).__name__} {command}", more)
 
 
 def ends_well(case: Case, command: str, result: subprocess.CompletedProcess[str]) -> None:
