@@ -1,9 +1,9 @@
 """The host's systemd over D-Bus, by jeepney's connection.
 
-Invariant: the only module that imports jeepney, and it is itself imported only if systemd is
-asked. A call has a deadline and a size, and ends in an answer, in systemd's own error, or in NoBus.
-No bus is ever started for a call. Each question has a connection of its own. A restart that systemd
-accepted does not count as failed because the connection was lost.
+Invariant: no other module imports jeepney, and this module is imported only if systemd is asked. A
+call has a limit of time and size, and ends with an answer, with systemd's own error, or with NoBus.
+A call never starts a bus daemon. Each question opens a new connection. If the connection is lost
+after systemd accepted a restart, the restart does not count as failed.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _UNIT = "org.freedesktop.systemd1.Unit"
 _SERVICE = "org.freedesktop.systemd1.Service"
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 _TIMEOUT = 10.0  # seconds for one answer; systemd answers in milliseconds
-_NUDGE = 0.1  # seconds until a second Ping makes systemd look at the first one
-_PAUSE = 0.05  # seconds between two looks at a job
+_NUDGE = 0.1  # seconds until a second Ping makes systemd answer the first one
+_PAUSE = 0.05  # seconds between two questions about a job
 
-# What jeepney raises for bytes that are no message.
+# The exceptions that jeepney raises for bytes that are no message.
 _NO_MESSAGE = (
     ValueError, LookupError, TypeError, AttributeError, struct.error, AssertionError,
     RecursionError, OverflowError,
@@ -65,7 +65,7 @@ _LONGEST = 512  # bytes that a match of _EMPTY may span
 
 
 class NoBus(Exception):
-    """Nothing answers on the connection, or nothing any more; the message says why."""
+    """systemd does not answer on the connection. The message is the reason."""
 
 
 class _NoAnswer(NoBus):
@@ -73,7 +73,7 @@ class _NoAnswer(NoBus):
 
 
 class BusError(Exception):
-    """systemd's answer is an error; `name` is its D-Bus name, the message its text."""
+    """systemd answered with an error. `name` is its D-Bus name, the message is its text."""
 
     def __init__(self, name: str, text: str) -> None:
         super().__init__(text)
@@ -81,20 +81,22 @@ class BusError(Exception):
 
 
 class _BoundedSocket(socket.socket):
-    """A socket that gives jeepney only what jeepney can read in bounded time and memory."""
+    """A socket that passes on to jeepney only bytes that it can parse in bounded time and
+    memory."""
 
     _left, _end, _tail = 0, 0.0, b""
 
     def begin(self, timeout: float) -> None:
-        """Allow one more answer, within `timeout` seconds."""
+        """Allow one more answer, of limited size and within `timeout` seconds."""
         self._left, self._end = budget.BUS.size, time.monotonic() + timeout
         self.settimeout(timeout)
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """Raises NoBus at the end of the stream, for too many bytes, and for endless messages.
+        """Receive bytes. Raises NoBus at the end of the stream, for too many bytes, and for
+        messages that jeepney would parse for ever.
 
-        Raises TimeoutError, too, because jeepney takes no notice of its deadline as long as signals
-        arrive faster than it reads them.
+        Also raises TimeoutError, because jeepney does not check its deadline while signals arrive
+        faster than it reads them.
         """
         data = super().recv(size, flags)
         if not data:
@@ -106,15 +108,13 @@ class _BoundedSocket(socket.socket):
             raise NoBus(f"no answer in {budget.BUS.size} bytes")
         self._tail = self._tail[-_LONGEST:] + data
         if any(found[1][0] == len(found[2]) for found in _EMPTY.finditer(self._tail)):
-            raise NoBus("what it says is not D-Bus")
+            raise NoBus("its answer is not D-Bus")
         return data
 
 
 class Bus(DBusConnection):
-    """One connection to systemd, by the system bus or by systemd's private socket.
-
-    The private socket knows neither names nor a greeting.
-    """
+    """A connection to systemd, by the system bus or by systemd's private socket. The private socket
+    has neither bus names nor the call Hello."""
 
     def __init__(self, sock: socket.socket, *, private: bool, timeout: float = _TIMEOUT) -> None:
         # DBusConnection would say Hello here, without a deadline.
@@ -125,12 +125,13 @@ class Bus(DBusConnection):
         self._timeout = timeout
 
     def hello(self) -> None:
-        """Register with the bus. Raises NoBus or BusError."""
+        """Register with the bus; on the private socket, wait until systemd answers. Raises NoBus or
+        BusError."""
         if not self._private:
             self.call(*_BUS, "Hello", peer=_BUS[1])
             return
-        # systemd reads what arrives together with the end of the authentication, and answers it
-        # only after something more has come (observed on systemd 257).
+        # If the first call arrives together with the end of the authentication, systemd answers it
+        # only after further bytes have arrived (observed on systemd 257).
         end = time.monotonic() + self._timeout
         while True:
             try:
@@ -144,8 +145,8 @@ class Bus(DBusConnection):
         self, path: str, interface: str, member: str, signature: str = "", *body: Any,
         peer: str = _SYSTEMD, timeout: float | None = None,
     ) -> tuple[Any, ...]:  # fmt: skip
-        """Call a method, of systemd unless `peer` is given, and return its answer. Raises NoBus or
-        BusError."""
+        """Call a method of systemd, or of the bus name `peer`, and return the body of its answer.
+        `timeout` is in seconds. Raises NoBus or BusError."""
         address = DBusAddress(path, bus_name=peer, interface=interface)
         message = new_method_call(address, member, signature or None, body)
         if self._private:
@@ -163,23 +164,23 @@ class Bus(DBusConnection):
         except OSError as error:
             raise NoBus(reason(error)) from error
         except _NO_MESSAGE as error:
-            raise NoBus("what it says is not D-Bus") from error
+            raise NoBus("its answer is not D-Bus") from error
 
 
 def opener(host: HostRoot, path: str) -> Callable[[], Bus]:
-    """A function that opens a new connection to a socket of the host. It raises NoBus."""
+    """A function that opens a new connection to the socket at a host path. It raises NoBus."""
     return lambda: _open(host, path)
 
 
 def _open(host: HostRoot, path: str) -> Bus:
-    """Raises NoBus."""
+    """A new connection to the socket at a host path. Raises NoBus."""
     try:
         with short_socket_path(host.resolve(path).agent) as address:
             bus = Bus(prep_socket(address), private=path == PRIVATE)
     except Refused as error:
         raise NoBus(error.message) from error
     except AuthenticationError as error:
-        raise NoBus("it does not take us for root") from error
+        raise NoBus("it does not accept us as root") from error
     except OSError as error:
         raise NoBus(str(error) if error.errno is None else reason(error)) from error
     try:
@@ -191,7 +192,7 @@ def _open(host: HostRoot, path: str) -> Bus:
 
 
 class OverBus:
-    """systemd over D-Bus, on a connection of its own for each thing asked."""
+    """`Systemd` over D-Bus. Each call of a method opens a new connection by `connect`."""
 
     def __init__(
         self, connect: Callable[[], Bus], *,
@@ -202,29 +203,29 @@ class OverBus:
         self._sleep = sleep
 
     @contextmanager
-    def _asked(self, what: str = "") -> Iterator[Bus]:
-        """A connection. An error on it is a SystemdError, which begins with `what`."""
+    def _connection(self, prefix: str = "") -> Iterator[Bus]:
+        """Open a connection. An error of it becomes a SystemdError, which begins with `prefix`."""
         try:
             with self._connect() as connection:
                 yield connection
         except (NoBus, BusError) as error:
-            raise SystemdError(f"{what}{error}") from error
+            raise SystemdError(f"{prefix}{error}") from error
 
     def unit(self, name: str) -> Unit:
-        with self._asked() as connection:
+        with self._connection() as connection:
             return _unit(connection, name)
 
     def ties(self, name: str) -> Ties:
-        with self._asked() as connection:
+        with self._connection() as connection:
             return _ties(connection, name)
 
     def start(self, name: str) -> None:
-        with self._asked(f"systemd does not start {name}: ") as connection:
+        with self._connection(f"systemd does not start {name}: ") as connection:
             _reset_limit(connection, name)
             connection.call(*_MANAGER, "StartUnit", "ss", name, "replace")
 
     def restart(self, name: str, timeout: float = RESTART_TIMEOUT) -> None:
-        with self._asked(f"systemd does not restart {name}: ") as connection:
+        with self._connection(f"systemd does not restart {name}: ") as connection:
             _reset_limit(connection, name)
             connection.call(*_MANAGER, "RestartUnit", "ss", name, "replace")
             unit = self._settled(connection, name, self._clock() + timeout)
@@ -234,8 +235,8 @@ class OverBus:
             raise SystemdError(f"{unit} after its restart")
 
     def _settled(self, connection: Bus, name: str, end: float) -> Unit | None:
-        """The unit without a job, or when the time is up; None if the connection was lost. Then the
-        runtime itself shows the result."""
+        """Wait until the unit has no job, until the time `end` at most, and return the unit. None
+        if the connection was lost; then the runtime itself shows the result."""
         try:
             while (unit := _unit(connection, name)).busy and self._clock() < end:
                 self._sleep(_PAUSE)
@@ -246,20 +247,22 @@ class OverBus:
     def start_timer(self, timer: Timer) -> None:
         commands = [(c.argv[0], list(c.argv), c.may_fail) for c in timer.commands]
         text = ("Description", ("s", timer.description))
-        when = [
+        timer_properties = [
             text,
             ("OnActiveSec", ("t", timer.delay * 1_000_000)),
             ("AccuracyUSec", ("t", 1_000_000)),
             ("RemainAfterElapse", ("b", False)),
         ]
-        what = [text, ("Type", ("s", "oneshot")), ("ExecStart", ("a(sasb)", commands))]
+        service_properties = [
+            text, ("Type", ("s", "oneshot")), ("ExecStart", ("a(sasb)", commands)),
+        ]  # fmt: skip
         first, second = timer.units
-        body = (first, "fail", when, [(second, what)])
-        with self._asked(f"systemd does not start {first}: ") as connection:
+        body = (first, "fail", timer_properties, [(second, service_properties)])
+        with self._connection(f"systemd does not start {first}: ") as connection:
             connection.call(*_MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", *body)
 
     def stop(self, name: str) -> None:
-        with self._asked(f"systemd does not stop {name}: ") as connection:
+        with self._connection(f"systemd does not stop {name}: ") as connection:
             try:
                 connection.call(*_MANAGER, "StopUnit", "ss", name, "replace")
                 self._settled(connection, name, self._clock() + 5.0)
@@ -269,7 +272,7 @@ class OverBus:
 
 
 def _properties(connection: Bus, name: str) -> tuple[str, dict[str, Any]]:
-    """The object path of a unit, and its properties."""
+    """The object path of a unit, and its properties by name."""
     (path,) = connection.call(*_MANAGER, "LoadUnit", "s", name)
     (variants,) = connection.call(path, _PROPERTIES, "GetAll", "s", _UNIT)
     return path, {key: value for key, (_, value) in variants.items()}
@@ -293,7 +296,8 @@ def _ties(connection: Bus, name: str) -> Ties:
 
 
 def _reset_limit(connection: Bus, name: str) -> None:
-    """A used-up start limit makes systemd stop a healthy service and not start it again."""
+    """Reset the start limit of a unit. With a used-up limit, systemd would stop a healthy service
+    and not start it again."""
     with suppress(BusError):
         connection.call(*_MANAGER, "ResetFailedUnit", "s", name)
 

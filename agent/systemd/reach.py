@@ -1,4 +1,4 @@
-"""Connecting to the host's systemd in the first way that works.
+"""The connection to the host's systemd, in the first way that works.
 
 Invariant: D-Bus is tried first, the host's `systemctl` last. A connection is used only after it has
 answered.
@@ -12,14 +12,14 @@ from agent.host.paths import HostRoot
 from agent.systemd.systemctl import Systemctl
 from agent.systemd.units import Systemd, SystemdError, Unit
 
-# Without hostPID systemd closes the connection of systemctl to its private socket, but not that to
-# the system bus (observed on systemd 257).
+# Environments of systemctl. Without hostPID, systemd closes systemctl's connection to its private
+# socket, but not the one to the system bus (observed on systemd 257).
 _FORCED: Sequence[Mapping[str, str]] = ({}, {"SYSTEMCTL_FORCE_BUS": "1"})
 
 
 def candidates(host: HostRoot) -> Iterable[tuple[str, Systemd]]:
-    """All connections to try, with their names, the best first."""
-    from agent.systemd import dbus  # with jeepney, needed only if systemd is asked
+    """The possible connections with their names for messages, the best first."""
+    from agent.systemd import dbus  # imports jeepney, which is needed only if systemd is asked
 
     for path in (dbus.SYSTEM_BUS, dbus.PRIVATE):
         yield f"D-Bus at {path}", dbus.OverBus(dbus.opener(host, path))
@@ -28,7 +28,8 @@ def candidates(host: HostRoot) -> Iterable[tuple[str, Systemd]]:
 
 
 def reach(host: HostRoot, name: str) -> tuple[Systemd, Unit]:
-    """A connection that works, and the unit that it showed. Raises SystemdError."""
+    """The first connection that works, and the state of the unit `name`. Raises SystemdError, which
+    has the reason for each connection."""
     failures: list[str] = []
     for title, systemd in candidates(host):
         try:

@@ -1,4 +1,4 @@
-"""systemd through the host's `systemctl` and `systemd-run`, for when D-Bus cannot be reached.
+"""The host's systemd by `systemctl` and `systemd-run`, if D-Bus cannot be reached.
 
 Invariant: the programs run in the host root, with checked arguments and a deadline.
 """
@@ -24,12 +24,12 @@ from agent.systemd.units import (
 
 _SHOWN = ("LoadState", "ActiveState", "SubState", "Result", "InvocationID", "Job", *CARRIES)
 _NOT_RUN = range(125, 128)  # exit codes of chroot(1) if it could not run the program
-_TIMEOUT = 30.0
+_TIMEOUT = 30.0  # seconds for one program
 _NOT_LOADED = 5  # exit code for a unit that does not exist
 
 
 class Systemctl:
-    """systemd by its own programs; `env` selects the bus that they use."""
+    """`Systemd` by the host's own programs. `env` is added to their environment."""
 
     def __init__(self, host: HostRoot, env: Mapping[str, str]) -> None:
         self._host = host
@@ -78,7 +78,7 @@ class Systemctl:
             raise SystemdError(f"systemctl stop {name}: {_failure(done)}")
 
     def _show(self, name: str, properties: Iterable[str]) -> str:
-        """What `systemctl show` prints of a unit."""
+        """The output of `systemctl show` for a unit. Raises SystemdError."""
         done = self._run("systemctl", "show", f"--property={','.join(properties)}", name)
         if done.code is None or done.code in _NOT_RUN or "connect to" in done.error:
             raise SystemdError(_failure(done))

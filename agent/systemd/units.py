@@ -1,7 +1,7 @@
 """The state of systemd units, and the requests to systemd.
 
-Invariant: units are named in full. systemd is never reloaded. A restart resets the unit's start
-limit first, and is over when its job is over, by D-Bus as well as by systemctl.
+Invariant: units have their full names. systemd is never reloaded. A restart first resets the unit's
+start limit, and ends when the unit's job has ended, by D-Bus as well as by systemctl.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from agent.host import files
 from agent.host.paths import HostRoot
 
 RESTART_TIMEOUT = 120.0  # seconds; systemd's own stop timeout is 90
-# Properties of a unit: systemd restarts the units in them along with it.
+# Properties with the units that systemd restarts together with a unit.
 CARRIES = ("RequiredBy", "BoundBy", "ConsistsOf")
 
-# Properties of a unit: systemd stops the units in them along with it.
+# Properties with the units that systemd stops together with a unit.
 STOPS = (*CARRIES, "PropagatesStopTo")
 
-# Where units are, the place that wins first.
+# The directories of unit files. The directory that wins comes first.
 _DIRECTORIES = (
     "/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system",
     "/usr/lib/systemd/system", "/lib/systemd/system",
 )  # fmt: skip
 
-UP = ("active", "reloading", "refreshing")
-_MOST = 64  # dependent units that are looked at
+UP = ("active", "reloading", "refreshing")  # values of ActiveState of a unit that runs
+_MOST = 64  # dependent units that are examined
 
 _UNIT = re.compile(r"\b[A-Za-z0-9:_.@-]+\.(?:service|socket|target|timer|slice|scope)\b")
 
 
 def masked_message(text: str) -> str:
-    """A message of systemd with the names of units, and with everything else masked that it may
-    quote from a unit file."""
+    """A message of systemd, in which all words are masked that it may quote from a unit file, but
+    no name of a unit."""
     from agent.toml.masking import masked  # needed only if something failed
 
     return masked(text, _UNIT.findall(text))
@@ -54,13 +54,15 @@ def unit_files(host: HostRoot, unit: str | None) -> Iterator[str]:
 
 
 class SystemdError(Exception):
-    """systemd refused or failed, or cannot be reached; the message says why."""
+    """systemd refused or failed, or cannot be reached. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit at one moment. `invocation` is a new number with each start, None before the first.
-    `busy`: a job of the unit is queued or running. `carries` are units that are restarted along."""
+    """The state of a unit at one moment. `load`, `active`, `sub` and `result` are systemd's
+    LoadState, ActiveState, SubState and Result. `invocation` is a new number with each start, None
+    before the first. `busy`: is a job of the unit queued or running? `carries` are the units that
+    systemd restarts together with it."""
 
     name: str
     load: str
@@ -77,7 +79,7 @@ class Unit:
 
     @property
     def given_up(self) -> bool:
-        """Is it down, with no job that would start it?"""
+        """Is the unit down, without a job that would start it?"""
         return self.active in ("failed", "inactive") and not self.busy
 
     def __str__(self) -> str:
@@ -87,9 +89,9 @@ class Unit:
 
 @dataclass(frozen=True)
 class Ties:
-    """What depends on a unit: `bound` units are stopped if it ends by itself, `stopped` units
-    if it is stopped. `restart` is its restart policy, `main_pid` its main process; "" and None
-    if they are not known."""
+    """The units that depend on a unit: systemd stops those in `bound` if the unit ends by itself,
+    and those in `stopped` if the unit is stopped. `restart` is its restart policy, "" if not known.
+    `main_pid` is its main process, None if not known."""
 
     bound: tuple[str, ...] = ()
     stopped: tuple[str, ...] = ()
@@ -99,7 +101,8 @@ class Ties:
 
 @dataclass(frozen=True)
 class Command:
-    """A program of the host with its arguments; `may_fail`: the next one runs even if it fails."""
+    """A program of the host with its arguments. `may_fail`: does the next command run even if this
+    one fails?"""
 
     argv: tuple[str, ...]
     may_fail: bool = False
@@ -107,7 +110,8 @@ class Command:
 
 @dataclass(frozen=True)
 class Timer:
-    """Commands that systemd runs after `delay` seconds, as NAME.timer and NAME.service."""
+    """Commands that systemd runs after `delay` seconds, by the units NAME.timer and
+    NAME.service."""
 
     name: str
     delay: int
@@ -116,7 +120,7 @@ class Timer:
 
     @property
     def units(self) -> tuple[str, str]:
-        """The names of its units, in the order in which they must be stopped."""
+        """The names of the two units, in the order in which they must be stopped."""
         return f"{self.name}.timer", f"{self.name}.service"
 
 
@@ -124,35 +128,36 @@ class Systemd(Protocol):
     """A connection to systemd. Every method raises SystemdError."""
 
     def unit(self, name: str) -> Unit:
-        """The state of a unit, loaded or not."""
+        """The state of a unit, also of one that does not exist."""
 
     def ties(self, name: str) -> Ties:
-        """The units that go down with a unit."""
+        """The units that systemd stops together with a unit."""
 
     def restart(self, name: str, timeout: float = RESTART_TIMEOUT) -> None:
-        """Reset the start limit of a unit, restart it, and wait until it is up."""
+        """Reset the start limit of a unit, restart the unit, and wait until it runs, for `timeout`
+        seconds at most."""
 
     def start(self, name: str) -> None:
-        """Start a unit, without waiting for it."""
+        """Start a unit, without waiting until it runs."""
 
     def start_timer(self, timer: Timer) -> None:
-        """Run commands later, even if this process is gone by then."""
+        """Start a timer. Its commands run even if this process has ended by then."""
 
     def stop(self, name: str) -> None:
-        """Stop a unit; a unit that does not exist is no error."""
+        """Stop a unit. If the unit does not exist, nothing happens."""
 
 
 def units_restarted_with(systemd: Systemd, unit: Unit) -> tuple[str, ...]:
-    """The running units that systemd would restart along with this one, directly or through
-    another. Raises SystemdError."""
+    """The running units that systemd would restart together with a unit, directly or through other
+    units. Raises SystemdError."""
     return _running(systemd, unit.name, unit.carries, lambda other: other.carries)
 
 
 def units_left_stopped(systemd: Systemd, name: str) -> tuple[str, ...]:
-    """The running units that stay stopped after a unit ended by itself and was started again.
+    """The running units that would stay stopped if a unit ended by itself and was started again.
 
-    systemd stops the units that are bound to it, and the units that need these. It restarts only
-    units that still run then (observed on systemd 252 and 257). Raises SystemdError.
+    systemd stops the units that are bound to that unit, and the units that need these. Then it
+    restarts only units that still run (observed on systemd 252 and 257). Raises SystemdError.
     """
     bound = systemd.ties(name).bound
     return _running(systemd, name, bound, lambda other: systemd.ties(other.name).stopped)
@@ -161,8 +166,9 @@ def units_left_stopped(systemd: Systemd, name: str) -> tuple[str, ...]:
 def _running(
     systemd: Systemd, name: str, first: Iterable[str], following: Callable[[Unit], Iterable[str]]
 ) -> tuple[str, ...]:
-    """The running units among `first`, and those that follow from them, without `name`."""
-    found: list[str] = []
+    """The running units among `first`, and among those that `following` returns for them, without
+    `name`."""
+    running: list[str] = []
     seen, queue = {name}, [*first]
     while queue and len(seen) < _MOST:
         other = queue.pop(0)
@@ -171,11 +177,11 @@ def _running(
         seen.add(other)
         unit = systemd.unit(other)
         if unit.up:
-            found.append(other)
+            running.append(other)
             queue += following(unit)
-    return tuple(sorted(found))
+    return tuple(sorted(running))
 
 
 def stays_stopped(ties: Ties) -> bool:
-    """Does the restart policy leave a unit stopped whose process ended cleanly?"""
+    """Does a unit with this restart policy stay stopped if its process ends cleanly?"""
     return ties.restart not in ("", "always", "on-success")
