@@ -1,3 +1,3 @@
-"""Make a Kubernetes GPU node's container runtime right for CDI, and never break it."""
+"""Configure the container runtime of a Kubernetes GPU node for NVIDIA GPUs and CDI."""
 
 __version__ = "0.1.0"

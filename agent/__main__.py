@@ -1,4 +1,4 @@
-"""`python -m agent` is `toolkit-agent`."""
+"""The program `toolkit-agent`, as `python -m agent`."""
 
 from agent.cli import main
 

@@ -1,7 +1,7 @@
-"""The decision: is CDI native on this node, and what follows from it.
+"""The decision: one row of the table in README.md for each node, and the settings of that row.
 
-Invariant: `decide` is pure and total. It answers every question with one row of the table in
-README.md, and says what was asked, what was seen, where, and which rule decided.
+Invariant: `decide` is pure, and returns a decision for every question. A decision has the evidence
+with its source, and the rule that was applied.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ CDI_PREFIX = "cdi.k8s.io/"
 
 
 class Switch(enum.Enum):
-    """What was seen of `enableCDI`. UNSEEN: the place to look at was not shown to us."""
+    """The value of `enableCDI` in a source. NULL: the key has no value. ABSENT: the source has the
+    section without the key. UNSEEN: the source does not show the section."""
 
     ABSENT = "absent"
     FALSE = "false"
@@ -27,8 +28,8 @@ class Switch(enum.Enum):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one source shows. `source` is cri-status or config-dump. `spec_dirs` is None if it does
-    not show them."""
+    """The evidence of CDI in one source, cri-status or config-dump. `spec_dirs` are the directories
+    of CDI specs, None if the source does not show them."""
 
     source: str
     switch: Switch = Switch.UNSEEN
@@ -41,10 +42,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class PodNeeds:
-    """What running pods would lose by a new row. They keep it until they are gone.
+    """The settings of an earlier row that running pods need, so that they stay until these pods are
+    gone. `pods` are the names of the pods.
 
-    `default` is nvidia as the default runtime, `prefixes` are those of their annotations, and
-    `variables` are environment variables that ask for GPUs. `pods` are their names."""
+    `default`: do they need nvidia as the default runtime? `prefixes`: the prefixes of their
+    annotations. `variables`: do they ask for GPUs by environment variable?"""
 
     pods: tuple[str, ...]
     default: bool = False
@@ -54,13 +56,18 @@ class PodNeeds:
 
 @dataclass(frozen=True)
 class Question:
-    """All that the decision depends on.
+    """The input of the decision.
 
-    `runtime` is the name that the CRI gave, None if nothing answered. `evidence` is ordered
-    best first. `enabled_by_agent` means that this agent wrote `enable_cdi = true`.
-    `set_as_default`, `mode`, `strategy` and `prefixes` come from options, None if none is given.
-    `default_negotiable` means that the decision may overrule a false `set_as_default`. `needs` is
-    None if no running pod needs anything that the row would take away.
+    `cdi`: is CDI enabled (--cdi-enabled)?
+    `runtime`, `version`: as the runtime spells them in the CRI; None and "" if no runtime answers.
+    `evidence`: the best source first.
+    `may_enable`: may this agent switch CDI on in containerd?
+    `enabled_by_agent`: did this agent write `enable_cdi = true`?
+    `forced`: the value of --native-cdi, None for auto.
+    `set_as_default`, `mode`, `strategy`, `prefixes`: from options, None if not given.
+    `default_negotiable`: may the decision overrule a false `set_as_default`?
+    `kubelet`: the version of the kubelet, None if not given. `crio_mode`: --config-mode.
+    `needs`: None if no running pod needs a setting that the row would remove.
     """
 
     cdi: bool = True
@@ -82,14 +89,23 @@ class Question:
 
 @dataclass(frozen=True)
 class Decision:
-    """One row, with everything that other parts derive from it.
+    """A row of the table, and all settings that follow from it.
 
-    `native` is None if it is unknown (row 9). `enable_cdi` means that `enable_cdi = true` is
-    written. `prefixes` are the annotation prefixes that the nvidia runtime answers; containerd has
-    to pass `pass_prefixes` on to the handlers. `evidence` is what was seen, in words. `variables`
-    means that an unprivileged container may ask by environment variable although CDI is on.
-    `kept_for` are running pods because of which `is_default`, `prefixes` and `variables` differ
-    from those of the row.
+    `row`, `rule`: the number and the text of the row.
+    `native`: does the runtime inject devices? None if that is not known (row 9).
+    `source`, `reason`: where the evidence comes from, and the reason in one word.
+    `mode`: that of nvidia-container-runtime; "hook" for an OCI hook in place of handlers.
+    `is_default`: is nvidia the default runtime?
+    `enable_cdi`: is `enable_cdi = true` written?
+    `strategy`, `annotation_prefix`: for the device plugin.
+    `cri_field`: does the runtime obey the CRI's field for CDI devices?
+    `prefixes`: the annotation prefixes that NVIDIA's runtime answers. `pass_prefixes`: those that
+    containerd has to pass on to the handlers.
+    `spec_dirs`: the directories of CDI specs that the runtime reads.
+    `evidence`, `warnings`: in words.
+    `kept_for`: the running pods for which `is_default`, `prefixes` and `variables` differ from the
+    row.
+    `variables`: may an unprivileged container ask by environment variable although CDI is on?
     """
 
     row: int
@@ -113,13 +129,13 @@ class Decision:
 
     @property
     def hook(self) -> bool:
-        """An OCI hook instead of handlers (CRI-O with CDI off)."""
+        """Does an OCI hook replace the handlers (CRI-O with CDI off)?"""
         return self.mode == "hook"
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of the table. The other columns follow from these."""
+    """The columns of a row from which the others follow."""
 
     native: bool | None
     reason: str
@@ -128,8 +144,8 @@ class _Row:
     mode: str = "cdi"
 
 
-# Modes in which nvidia-container-runtime finds out by itself what a container gets. It then reads
-# neither CDI specs nor annotations.
+# The modes in which nvidia-container-runtime determines the devices of a container without CDI
+# specs and annotations.
 MODES_WITHOUT_CDI = ("legacy", "csv", "jit-cdi")
 
 _ROWS = {
@@ -163,7 +179,7 @@ DEFAULT_DIRS = ("/etc/cdi", "/var/run/cdi")
 
 
 def decide(question: Question) -> Decision:
-    """The decision for this question. Every question has one."""
+    """The decision for a question. Never raises."""
     version = parse_version(question.version)
     seen = next((e for e in question.evidence if e.seen), Evidence("version"))
     row, source = _row(question, version, seen)
@@ -209,7 +225,8 @@ def _containerd_row(question: Question, version: Version | None, seen: Evidence)
 
 
 def _can_switch_on(question: Question, switch: Switch) -> bool:
-    """May this agent switch CDI on? Row 4 stays row 4 after our edit, which switched it on."""
+    """Is this row 4: may this agent switch CDI on, or did it do so? The row stays the same after
+    our edit."""
     if not question.may_enable:
         return False
     return switch is Switch.FALSE or (switch is Switch.TRUE and question.enabled_by_agent)
@@ -231,7 +248,7 @@ def _fill(
     if question.cdi and row != 9:
         prefixes = (NVIDIA_PREFIX,) if native else (NVIDIA_PREFIX, CDI_PREFIX)
     if row == 8:
-        prefixes = ()  # CRI-O gives a pod's annotations to its containers: anybody may write them
+        prefixes = ()  # CRI-O copies a pod's annotations to its containers, and any user sets them
     if row == 5 and seen.switch in (Switch.TRUE, Switch.NULL):
         prefixes = (NVIDIA_PREFIX,)  # forced: containerd goes on answering cdi.k8s.io/ itself
     if question.prefixes is not None and row != 9:
@@ -258,24 +275,24 @@ def _fill(
 
 
 def _with_pod_needs(question: Question, decision: Decision) -> Decision:
-    """The decision with what running pods still need. The published values stay those of the row,
-    because they are for new pods. An OCI hook leaves no handler that could be kept."""
+    """The decision with the settings that running pods need. The published values stay those of the
+    row, because they are for new pods. With an OCI hook, no handler exists that could be kept."""
     needs = question.needs
     if needs is None or decision.row == 9 or decision.hook:
         return decision
-    # What a native runtime answers itself would be injected twice.
+    # A prefix that a native runtime answers itself would inject devices twice.
     kept = tuple(p for p in needs.prefixes if not (decision.native and p == CDI_PREFIX))
     prefixes = tuple(dict.fromkeys((*decision.prefixes, *kept)))
     passed = tuple(dict.fromkeys((*decision.pass_prefixes, *kept)))
     keeps_default = needs.default and not decision.is_default
-    what = [
+    kept_words = [
         *(["nvidia as the default runtime"] if keeps_default else []),
         *(f"annotations {prefix}" for prefix in kept),
         *(["NVIDIA_VISIBLE_DEVICES in unprivileged containers"] if needs.variables else []),
     ]
     shown = ", ".join(needs.pods[:20]) + (" and others" if len(needs.pods) > 20 else "")
     warning = (
-        f"kept for running pods: {', '.join(what)}; otherwise a container of these pods that "
+        f"kept for running pods: {', '.join(kept_words)}; otherwise a container of these pods that "
         f"restarts would have no GPU: {shown}; once they are gone, the next convergence applies "
         f"row {decision.row}"
     )
@@ -310,8 +327,8 @@ def _evidence_words(question: Question, seen: Evidence) -> tuple[str, ...]:
 
 
 def _with_overrides(question: Question, decision: Decision) -> Decision:
-    """The decision with the settings that options give, and a warning for each that contradicts
-    the row."""
+    """The decision with the settings of options, and a warning for each that contradicts the
+    row."""
     if decision.row == 9:
         return decision
     decision, warnings = _with_given_default(question, decision)
@@ -344,7 +361,7 @@ def _with_overrides(question: Question, decision: Decision) -> Decision:
 
 
 def _with_given_default(question: Question, decision: Decision) -> tuple[Decision, list[str]]:
-    """The decision with the default runtime that an option gives, and warnings."""
+    """The decision with the default runtime of --set-as-default, and warnings."""
     given = question.set_as_default
     if given is None or given == decision.is_default:
         return decision, []

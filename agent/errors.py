@@ -1,4 +1,4 @@
-"""Every way in which the program ends badly, with its exit code.
+"""All errors of the program, with their exit codes.
 
 A message starts with "cannot", names the path and the cause, and says what to do.
 """
@@ -26,8 +26,8 @@ EXIT_CODES = {
 
 
 class AgentError(Exception):
-    """Base of all errors that a person sees; `code` goes into the status file. A class
-    without its own has those of its base class."""
+    """The base class of all errors that a person sees. `code` is published in the error file. A
+    class without a code or an exit code has that of its base class. `message` is redacted."""
 
     exit_code: ClassVar[int] = 3
     code: ClassVar[str] = "FAILED"
@@ -44,11 +44,11 @@ class AgentError(Exception):
 
 
 class UsageError(AgentError, code="USAGE", exit_code=2):
-    """Options or environment make no sense."""
+    """An option or an environment variable is not valid."""
 
 
 class Refused(AgentError, code="REFUSED", exit_code=3):
-    """Nothing was touched."""
+    """The command refuses; nothing was changed."""
 
 
 class CandidateFailed(Refused, code="CANDIDATE_FAILED"):
@@ -60,7 +60,7 @@ class TrialFailed(Refused, code="TRIAL_FAILED"):
 
 
 class FilesDoNotLoad(Refused, code="FILES_DO_NOT_LOAD"):
-    """The runtime would not start on the files as they are."""
+    """The runtime would not start on its present files."""
 
 
 class NoDriver(Refused, code="NO_DRIVER"):
@@ -68,19 +68,19 @@ class NoDriver(Refused, code="NO_DRIVER"):
 
 
 class DriverDistrusted(NoDriver):
-    """There may be one, but somebody else than root decides what it is."""
+    """There may be a driver, but a user other than root can change its files."""
 
 
 class NoDevices(Refused, code="NO_DEVICES"):
-    """The devices that a CDI spec is about are not there (yet)."""
+    """The devices for a CDI spec do not exist (yet)."""
 
 
 class DevicesLost(NoDevices):
-    """They should be there, and something keeps each of them away."""
+    """The devices should exist, but each of them has a fault."""
 
 
 class DriverFailed(Refused, code="DRIVER_FAILED"):
-    """The driver's own library crashed, or does not answer."""
+    """The driver's library crashed, or does not answer."""
 
 
 class NoToolkit(Refused, code="NO_TOOLKIT"):
@@ -100,7 +100,7 @@ class RollbackFailed(AgentError, code="ROLLBACK_FAILED", exit_code=6):
 
 
 class Locked(AgentError, code="LOCKED", exit_code=7):
-    """Another instance is at work."""
+    """Another process holds the lock."""
 
 
 class RestartBudget(Refused, code="RESTART_BUDGET"):
@@ -112,12 +112,12 @@ class RestartBudget(Refused, code="RESTART_BUDGET"):
         self.until = until
 
 
-# No failures: told in the status directory only.
+# These are no failures: they end no command, and are only published in the error file.
 
 
 class PutOff(AgentError, code="RESTART_PUT_OFF", exit_code=0):
-    """`run` touched nothing: a restart is needed, and is put off until `until` (seconds of
-    the monotonic clock)."""
+    """`run` changed nothing, because the spread delays a necessary restart until `until` (seconds
+    of the monotonic clock)."""
 
     def __init__(self, message: str, until: float) -> None:
         super().__init__(message)
@@ -125,15 +125,15 @@ class PutOff(AgentError, code="RESTART_PUT_OFF", exit_code=0):
 
 
 class Pending(AgentError, code="RESTART_PENDING", exit_code=0):
-    """Files are written, and a restart is somebody else's to do, and is not done yet."""
+    """Files are written, and somebody else still has to restart the runtime."""
 
 
 class StoodAside(AgentError, code="REVERTED", exit_code=0):
-    """A revert is complete, and the `run` beside it leaves the node alone."""
+    """A revert is complete, so that this `run` leaves the node alone."""
 
 
 def reason(error: OSError) -> str:
-    """The cause of an OSError in words, without the path (messages name it themselves)."""
+    """The cause of an OSError in words, with a remedy if there is one, without the path."""
     if error.errno is None:
         return str(error)
     hints = {
@@ -143,8 +143,8 @@ def reason(error: OSError) -> str:
         errno.EPERM: "run as root, and look for an immutable file (lsattr)",
         errno.EACCES: "run as root",
         errno.EBUSY: "mount the directory into the container, not the single file",
-        errno.ELOOP: "it changed while we looked, and leads through a link now; try again, or put "
-        "back what was there",
+        errno.ELOOP: "it changed while we looked, and leads through a link now; try again, or "
+        "restore the directory",
         errno.EXDEV: "name it without '..'",
     }
     text = os.strerror(error.errno).lower()

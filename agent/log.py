@@ -1,9 +1,9 @@
 """The log on stderr: JSON lines, or plain lines for a person at a terminal.
 
-Invariant: an event is a constant lower-case phrase and its data is in keys. No line holds the
+Invariant: an event is a constant lower-case phrase, and its data is in keys. No line has the
 content of a configuration file, or the user and the password of a URL. All lines of a process have
 the same `transaction`, because a process makes one convergence; but lines about a change that an
-earlier process began have the `transaction` of that process. structlog is loaded with the first
+earlier process began have the `transaction` of that process. structlog is loaded for the first
 line, because most commands write none.
 """
 
@@ -21,23 +21,23 @@ from agent.redaction import redact
 
 
 class Log(Protocol):
-    """Takes events with their data, each at a level."""
+    """A log of events, each with a level and data."""
 
     def debug(self, event: str, /, **data: Any) -> None:
-        """Something was seen or decided. Written with --debug only."""
+        """Log an observation or a decision. Written with --debug only."""
 
     def info(self, event: str, /, **data: Any) -> None:
-        """Something was done, or is waited for."""
+        """Log an action or a wait."""
 
     def warning(self, event: str, /, **data: Any) -> None:
-        """Somebody should look at this, and the work goes on."""
+        """Log a fault that a person should examine, and that does not stop the work."""
 
     def error(self, event: str, /, **data: Any) -> None:
-        """The work ended without success."""
+        """Log that the work ended without success."""
 
 
 class Silent:
-    """A log that nobody reads."""
+    """A log that writes nothing."""
 
     def info(self, event: str, /, **data: Any) -> None:
         """Write nothing."""
@@ -46,13 +46,13 @@ class Silent:
 
 
 class StderrLog:
-    """The log of this process. A line that cannot be written stops nothing."""
+    """The log on standard error. A line that cannot be written is dropped without an error."""
 
     def __init__(self, *, debug: bool = False) -> None:
         self._debug = debug
 
     def debug(self, event: str, /, **data: Any) -> None:
-        """Write a line of level debug, if those are wanted."""
+        """Write a line of level debug, if `debug` was given."""
         if self._debug:
             self._write("debug", event, data)
 
@@ -95,7 +95,7 @@ class StderrLog:
 
 
 def _readable(_: Any, __: str, data: Any) -> Any:
-    """A processor of structlog, because a person does not read lists of Python."""
+    """A processor of structlog that joins lists by commas, for a person at a terminal."""
     return {
         key: ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
         for key, value in data.items()
@@ -103,7 +103,7 @@ def _readable(_: Any, __: str, data: Any) -> Any:
 
 
 def _printable(_: Any, __: str, line: Any) -> Any:
-    """A processor of structlog, because paths may hold bytes that are no UTF-8."""
+    """A processor of structlog that replaces bytes of paths that are not UTF-8."""
     return line.encode("utf-8", "replace").decode()
 
 
@@ -114,7 +114,7 @@ def process_transaction() -> str:
 
 
 class TransactionLog:
-    """Writes to `log`, under the id of a transaction; None: under that of this process."""
+    """A log that writes to `log` under the id of a transaction (None: that of this process)."""
 
     def __init__(self, log: Log, transaction: str | None) -> None:
         given = {"transaction": transaction} if transaction else {}
@@ -125,7 +125,7 @@ class TransactionLog:
 
 
 def failed(error: AgentError) -> dict[str, Any]:
-    """The keys of the event `failed`: a convergence, or a whole run, that ended so."""
+    """The data of the event `failed`, for a convergence or a command that ended with this error."""
     return {
         "error": error.message,
         "code": error.status_code,

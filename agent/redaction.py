@@ -1,6 +1,6 @@
 """Hiding the user name and the password in URLs.
 
-Invariant: pure. All that stands between `://` and the last `@` of a word is hidden.
+Invariant: pure. All characters between `://` and the last `@` of a word are hidden.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The status file, by which the device plugin learns the decision.
+"""The status file, in which the device plugin reads the decision.
 
 There are two files with the same content: the barrier `toolkit-ready`, for which other pods wait,
-and its twin `.toolkit-ctr-ready`. A failure is a third file, beside them.
+and its twin `.toolkit-ctr-ready`. A third file beside them, the error file, describes a failure.
 
-Invariant: a file is complete or absent. `toolkit-ready` never exists unless its twin was written
-for the same proof. Equal content is never written again.
+Invariant: a file is complete or absent. `toolkit-ready` exists only if its twin was written for the
+same proof. Equal content is never written again.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def lines(
     decision: Decision, *, runtime: str, version: str, socket: str, cdi_enabled: bool,
     runtime_name: str, is_default: bool, paths: Mapping[str, str | None], boot_id: str, now: float,
 ) -> Lines:  # fmt: skip
-    """The keys and values of the file, in the order of the contract.
+    """The keys and values of the status file, in the order of the contract.
 
-    `runtime` and `version` are as the runtime spells them. `paths` are the host paths that the
-    device plugin uses, by its own variables; None if there is none. `now` is in seconds since
-    the epoch.
+    `runtime` and `version` are spelled as in the CRI. `socket` is a host path. `paths` are host
+    paths for the device plugin, by the names of its variables; a line is left out for None. `now`
+    is in seconds since the epoch.
     """
     decided = [
         ("TOOLKIT_CONTAINER_RUNTIME", runtime),
@@ -75,7 +75,7 @@ def lines(
 
 
 def is_publishable(path: str) -> bool:
-    """Can a path be published unchanged? A forbidden character would be replaced, and the path
+    """Can a path be published unchanged? A forbidden character would be replaced, so that the path
     would name another file."""
     return not _FORBIDDEN.search(path)
 
@@ -93,12 +93,15 @@ def _text(pairs: Lines) -> bytes:
 
 
 def parse(data: bytes, path: str) -> dict[str, str]:
-    """The keys and values in the bytes of the status file at `path`. Raises Refused for any other
-    line."""
+    """The keys and values in the content of a status file. `path` is its path in messages. Raises
+    Refused for a line that is not KEY=value."""
     values = {}
     for line in data.decode("ascii", "replace").removesuffix("\n").split("\n"):
         if not _LINE.fullmatch(line):
-            raise Refused(f"cannot use {path}: it has a line that is not KEY=value")
+            raise Refused(
+                f"cannot use {path}: it has a line that is not KEY=value; `toolkit-agent apply` "
+                "writes it anew"
+            )
         key, _, value = line.partition("=")
         values[key] = value
     return values
@@ -106,14 +109,14 @@ def parse(data: bytes, path: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Publisher:
-    """Writes the status files into `directory` (a host path, see `trust.system_name`).
+    """Writes the status files into `directory` (a host path from `trust.system_name`).
 
-    `foreign_barrier`: gpu-operator's validator owns `toolkit-ready`; we write to it if it
-    exists, and never create it.
+    With `foreign_barrier`, gpu-operator's validator owns `toolkit-ready`: we write to that file if
+    it exists, and never create it.
 
-    Containers may mount the directory or one above it, as those of gpu-operator do. So no link on
-    the way is followed. A directory to which others can write is refused: nothing is written there,
-    and nothing is read from there.
+    Containers may mount the directory or one above it, as those of gpu-operator do. So no link in
+    the path is followed. A directory to which others can write is refused: no file in it is written
+    or read.
     """
 
     directory: str
@@ -125,7 +128,8 @@ class Publisher:
         return os.path.join(self.host.agent_path(self.directory), name)
 
     def require(self) -> None:
-        """Refuse a directory to which others can write, or in whose place others can make one."""
+        """Raise Refused if others can write to the directory, or can make a directory in its
+        place."""
         missing = not os.path.lexists(self.host.agent_path(self.directory))
         trust.require(self.host, self.directory, self._purpose, allow_sticky=missing, links=False)
 
@@ -137,20 +141,21 @@ class Publisher:
         trust.make_directory(self.host, self.directory, self._purpose, links=False)
 
     def sweep(self) -> None:
-        """Remove what killed processes left. Call it with the lock held."""
+        """Remove the temporary files of killed processes. The caller has to hold the lock."""
         with contextlib.suppress(Refused):
             self.require()
             files.sweep(self.host.agent_path(self.directory), (TWIN, READY, ERROR))
 
     def publish(self, content: Lines, *, barrier_was_there: bool = False) -> bool:
-        """Publish a success. Gives whether anything was written. Raises Refused."""
+        """Publish a decision, and remove the error file. Returns whether a file was changed.
+        `barrier_was_there`: write a foreign barrier even if it is missing now. Raises Refused."""
         with self._refusing():
             self._make()
             old, twin = self._current(TWIN), _text(content)
             if old is not None and _STAMP.sub(b"", old.data) == _STAMP.sub(b"", twin):
                 twin = old.data
             changed = self._write(TWIN, twin)
-            if self._exists(ERROR):  # before the barrier, which says that there is no failure
+            if self._exists(ERROR):  # before the barrier, so that it never exists with an error
                 files.remove(self.path(ERROR))
                 changed = True
             if not self.foreign_barrier or barrier_was_there or self._exists(READY):
@@ -158,15 +163,15 @@ class Publisher:
             return changed
 
     def check_writable(self) -> None:
-        """Check that the files can be written, before anything is changed. Raises Refused."""
+        """Check that the files can be written, by a temporary file. Raises Refused."""
         with self._refusing():
             self._make()
             files.discard(files.stage(self.path(TWIN), files.new_state(b"\n", 0o600)))
 
     def save(self) -> dict[str, bytes]:
-        """The content of the twin and of the barrier by their names, for `restore`."""
-        found = ((name, self._current(name)) for name in (TWIN, READY))
-        return {name: state.data for name, state in found if state}
+        """The contents of the twin and of the barrier by name, for `restore`."""
+        states = ((name, self._current(name)) for name in (TWIN, READY))
+        return {name: state.data for name, state in states if state}
 
     def withdraw(self) -> None:
         """Remove the status files, the barrier first. Raises Refused."""
@@ -174,7 +179,7 @@ class Publisher:
         self._remove(READY, TWIN)
 
     def remove_error(self) -> None:
-        """Remove the file of a failure. Raises Refused."""
+        """Remove the error file. Raises Refused."""
         if self._exists(ERROR):
             self.require()
             self._remove(ERROR)
@@ -188,7 +193,7 @@ class Publisher:
                     self._write(name, data)
 
     def publish_error(self, error: AgentError) -> None:
-        """Publish a failure beside the status files, which stay as they are. Raises Refused."""
+        """Write the error file. The status files are not changed. Raises Refused."""
         content = _clean([
             ("TOOLKIT_ERROR_CODE", error.status_code),
             ("TOOLKIT_ERROR_EXIT", str(error.exit_code)),
@@ -204,12 +209,13 @@ class Publisher:
                 files.remove(self.path(name))
 
     def _write(self, name: str, data: bytes) -> bool:
-        """Write a file, unless its content, mode and owner are right already."""
-        wanted = files.new_state(data)
+        """Write a file, unless it has this content and the right mode and owner already. Returns
+        whether it was written."""
+        new = files.new_state(data)
         old = self._current(name)
-        if old is not None and replace(old, gid=wanted.gid, label=None) == wanted:
+        if old is not None and replace(old, gid=new.gid, label=None) == new:
             return False
-        files.write(self.path(name), wanted)
+        files.write(self.path(name), new)
         return True
 
     def _exists(self, name: str) -> bool:
@@ -223,7 +229,7 @@ class Publisher:
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:
-        """Let an OSError of the block be Refused."""
+        """Raise Refused for an OSError in the `with` statement."""
         try:
             yield
         except OSError as error:
@@ -233,22 +239,24 @@ class Publisher:
 
 
 def _read(host: HostRoot, directory: str, name: str) -> FileState | None:
-    """A status file. Raises Refused if others can write to it, or its path has a link."""
+    """The state of a status file, None if it does not exist. Raises Refused if others can write to
+    it, or if its path has a link."""
     path = os.path.join(directory, name)
     return trust.read_file(host, path, _LIMIT, allow_sticky=True, links=False)[1]
 
 
 def read_valid(host: HostRoot, directory: str, boot_id: str) -> dict[str, str]:
-    """The published decision, checked as a reader has to; `directory` as in `Publisher`.
+    """The keys and values of the published decision, after all checks that a reader has to make.
+    `directory` as in `Publisher`; `boot_id` is that of the present boot.
 
     Raises Refused for a missing or empty file, a file or directory that others can write to, a link
-    on the way, a higher version, and a file that was written before this boot.
+    in the path, a higher version, and a file that was written before this boot.
     """
     path = os.path.join(directory, TWIN)
-    found = _read(host, directory, TWIN)
-    if found is None:
+    state = _read(host, directory, TWIN)
+    if state is None:
         raise Refused(f"cannot read {path}: {NOT_PUBLISHED}")
-    values = parse(found.data, path)
+    values = parse(state.data, path)
     version = values.get("TOOLKIT_STATUS_VERSION", "")
     if not version.isdigit() or len(version) > 9 or int(version) > VERSION:
         raise Refused(f"cannot read {path}: version {version[:9] or 'missing'} is not {VERSION}")
@@ -258,19 +266,19 @@ def read_valid(host: HostRoot, directory: str, boot_id: str) -> dict[str, str]:
 
 
 def read_error(host: HostRoot, directory: str) -> str | None:
-    """The published reason of the last failure, as a person can read it; None if there is none,
-    and for a file that others can write to."""
+    """The published reason of the last failure, in readable form. None if there is none, or if
+    others can write to the error file."""
     try:
-        found = _read(host, directory, ERROR)
-        values = parse(found.data, ERROR) if found else {}
+        state = _read(host, directory, ERROR)
+        values = parse(state.data, ERROR) if state else {}
     except Refused:
         return None
     return readable(values["TOOLKIT_ERROR_REASON"]) if "TOOLKIT_ERROR_REASON" in values else None
 
 
 def readable(reason: str) -> str:
-    """A reason from the file of an error, in which underscores stand for spaces and the like.
-    Another text becomes comparable with it."""
+    """The readable form of a reason in the error file, where underscores stand for spaces and other
+    characters. Any other text gets a form in which it can be compared with that."""
     return _FORBIDDEN.sub(" ", reason).replace("_", " ")
 
 
@@ -282,8 +290,8 @@ def wait(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> dict[str, str]:
-    """Wait until the decision is valid, at most `timeout` seconds (None: for ever). Raises Refused
-    with the last reason when the time is over."""
+    """Wait until a valid decision is published, and return its keys and values. `timeout` is in
+    seconds, None for ever. After that time, Refused is raised with the last reason."""
     end = None if timeout is None else clock() + timeout
     while True:
         try:
