@@ -108,7 +108,7 @@ def apply(
         return
     settings = settings_of(given)
     with _progress(settings, "looking at the node and trying the change") as log:
-        ctx = replace(_writing(open_context(settings, log)), refresh=True, retry=retry)
+        ctx = replace(_require_rights(open_context(settings, log)), refresh=True, retry=retry)
         outcome = with_lock(ctx, wait_lock, lambda: converge(ctx))
     emit(output, outcome, render_apply.outcome_text, "Outcome", render_apply.outcome_data)
 
@@ -260,7 +260,7 @@ def revert(
 
     settings = settings_of(given)
     with _progress(settings, "looking at the node") as log:
-        ctx = _writing(open_context(settings, log))
+        ctx = _require_rights(open_context(settings, log))
         done = with_lock(
             ctx, wait_lock, lambda: undo(ctx, keep_edits=keep_edits, toolkit=and_toolkit)
         )
@@ -335,9 +335,8 @@ def _progress(settings: Settings, words: str) -> Iterator[Log]:
         yield progress_log
 
 
-def _writing(ctx: Context) -> Context:
-    """The same context, for a command that changes the node. Raises Refused if this user may not
-    change it."""
+def _require_rights(ctx: Context) -> Context:
+    """Check that this user may change the node, and return the context. Raises Refused."""
     from agent.host import trees
 
     if os.geteuid() != 0 and not trees.is_writable(ctx.store.directory):
@@ -379,7 +378,7 @@ def _run_until_stopped(given: dict[str, str | None], entry: Entry) -> None:
 
     from agent.transaction.converge import converge, publishing_failures
 
-    ctx = _writing(_context(given, entry))
+    ctx = _require_rights(_context(given, entry))
     from agent.daemon import pid_file
     from agent.daemon.child import success_fields
     from agent.daemon.start import become_supervisor

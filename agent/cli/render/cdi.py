@@ -15,13 +15,13 @@ from agent.cli.render.base import Screen, Tone, counted, printable
 from agent.reports.specs import Inventory
 
 
-def list_data(found: Inventory) -> dict[str, Any]:
+def list_data(inventory: Inventory) -> dict[str, Any]:
     """Every device for JSON."""
     return {
-        "runtime": found.reader.name or None,
+        "runtime": inventory.reader.name or None,
         "directories": [
             {"path": directory.name, "read": not directory.unread, "why": directory.unread or None}
-            for directory in found.directories
+            for directory in inventory.directories
         ],
         "devices": [
             {
@@ -32,7 +32,7 @@ def list_data(found: Inventory) -> dict[str, Any]:
                 "state": device.state,
                 "why": device.why or None,
             }
-            for device in found.devices
+            for device in inventory.devices
         ],
         "files": [
             {
@@ -41,9 +41,9 @@ def list_data(found: Inventory) -> dict[str, Any]:
                 "devices": len(list(file.devices())),
                 "problem": _unread(file),
             }
-            for file in found.files
+            for file in inventory.files
         ],
-        "notes": list(found.notes),
+        "notes": list(inventory.notes),
     }
 
 
@@ -54,14 +54,14 @@ def _unread(file: SpecFile) -> str | None:
     return file.problems[0].what if file.problems and not file.spec else None
 
 
-def list_text(found: Inventory, screen: Screen) -> str:
+def list_text(inventory: Inventory, screen: Screen) -> str:
     """Every device for a person: each file with its devices. Files that cannot be read are listed
     too."""
     lines: list[str] = []
-    for file in found.files:
+    for file in inventory.files:
         writer = f" (by {file.writer})" if file.writer else ""
         lines.append(screen.paint(printable(f"{file.name}{writer}"), "bold"))
-        devices = [device for device in found.devices if device.file == file.name]
+        devices = [device for device in inventory.devices if device.file == file.name]
         for device in devices:
             usable = device.state == "resolvable"
             lines += screen.entry("  yes" if usable else "  no", device.name, _tone(device))
@@ -69,52 +69,52 @@ def list_text(found: Inventory, screen: Screen) -> str:
         if not devices:
             why = file.problems[0].what if file.problems else "it has no devices"
             lines += screen.entry("  no", why, "bad")
-    if found.devices:
-        total = counted(len(found.devices), "device")
+    if inventory.devices:
+        total = counted(len(inventory.devices), "device")
         lines += ["", f"{total}; yes: a container can request it (RESOLVABLE)"]
-    return "\n".join([*(lines or [_none(found)]), *_notes(found, screen)])
+    return "\n".join([*(lines or [_none(inventory)]), *_notes(inventory, screen)])
 
 
 def _tone(device: Device) -> Tone:
     return "good" if device.state == "resolvable" else "bad"
 
 
-def wide_text(found: Inventory, screen: Screen) -> str:
+def wide_text(inventory: Inventory, screen: Screen) -> str:
     """One line for each device, without regard to the width of the screen."""
     rows = [("DEVICE", "RESOLVABLE", "WRITER", "FILE", "WHY")]
-    for device in found.devices:
+    for device in inventory.devices:
         yes = "yes" if device.state == "resolvable" else "no"
         why = f"{device.state}: {device.why}" if device.why else ""
         rows.append((device.name, yes, device.writer or "-", device.file, why))
-    with_devices = {device.file for device in found.devices}
-    for file in found.files:
+    with_devices = {device.file for device in inventory.devices}
+    for file in inventory.files:
         if file.name not in with_devices:
             why = file.problems[0].what if file.problems else "it has no devices"
             rows.append(("-", "no", file.writer or "-", file.name, why))
     cells = [tuple(map(printable, row)) for row in rows]
-    lines = replace(screen, width=sys.maxsize).table(cells) if len(rows) > 1 else [_none(found)]
-    return "\n".join([*lines, *_notes(found, screen)])
+    lines = replace(screen, width=sys.maxsize).table(cells) if len(rows) > 1 else [_none(inventory)]
+    return "\n".join([*lines, *_notes(inventory, screen)])
 
 
-def name_text(found: Inventory, _: Screen) -> str:
+def name_text(inventory: Inventory, _: Screen) -> str:
     """The qualified name of each device, once."""
-    return "\n".join(dict.fromkeys(printable(device.name) for device in found.devices))
+    return "\n".join(dict.fromkeys(printable(device.name) for device in inventory.devices))
 
 
-def _none(found: Inventory) -> str:
-    looked = ", ".join(directory.name for directory in found.directories) or "none"
+def _none(inventory: Inventory) -> str:
+    looked = ", ".join(directory.name for directory in inventory.directories) or "none"
     return f"There are no CDI specs in {looked}."
 
 
-def _notes(found: Inventory, screen: Screen) -> list[str]:
-    return [line for note in found.notes for line in screen.entry("Note:", f"{note}.")]
+def _notes(inventory: Inventory, screen: Screen) -> list[str]:
+    return [line for note in inventory.notes for line in screen.entry("Note:", f"{note}.")]
 
 
-def findings_data(found: Inventory) -> dict[str, Any]:
+def findings_data(inventory: Inventory) -> dict[str, Any]:
     """All findings for JSON."""
     return {
-        "runtime": found.reader.name or None,
-        "files": [file.name for file in found.files],
+        "runtime": inventory.reader.name or None,
+        "files": [file.name for file in inventory.files],
         "findings": [
             {
                 "file": finding.file,
@@ -124,17 +124,17 @@ def findings_data(found: Inventory) -> dict[str, Any]:
                 "effect": finding.problem.effect,
                 "remedy": finding.problem.remedy,
             }
-            for finding in found.findings
+            for finding in inventory.findings
         ],
-        "notes": list(found.notes),
+        "notes": list(inventory.notes),
     }
 
 
-def findings_text(found: Inventory, screen: Screen) -> str:
+def findings_text(inventory: Inventory, screen: Screen) -> str:
     """All findings for a person: a block of lines for each file, then the numbers."""
     lines: list[str] = []
     file = None
-    for finding in found.findings:
+    for finding in inventory.findings:
         problem = finding.problem
         if finding.file != file:
             file = finding.file
@@ -143,10 +143,10 @@ def findings_text(found: Inventory, screen: Screen) -> str:
         tone: Tone = "bad" if problem.severity == "error" else "warn"
         lines += screen.entry(f"  {problem.severity}:", f"{where}{problem.what}", tone)
         lines += screen.entry("  do:", problem.remedy)
-    errors = sum(finding.problem.severity == "error" for finding in found.findings)
-    warnings = len(found.findings) - errors
+    errors = sum(finding.problem.severity == "error" for finding in inventory.findings)
+    warnings = len(inventory.findings) - errors
     lines.append(
-        f"{counted(len(found.files), 'file')}: {counted(errors, 'error')}, "
+        f"{counted(len(inventory.files), 'file')}: {counted(errors, 'error')}, "
         f"{counted(warnings, 'warning')}."
     )
-    return "\n".join([*lines, *_notes(found, screen)])
+    return "\n".join([*lines, *_notes(inventory, screen)])

@@ -20,7 +20,7 @@ _HEADLINE = 2  # lines, so that the remedy is in the third line
 
 def data(diagnosis: Diagnosis) -> dict[str, Any]:
     """A diagnosis for JSON."""
-    found = {item.check.id for item in diagnosis.findings}
+    found_ids = {item.check.id for item in diagnosis.findings}
     skipped = {check.id: why for check, why in diagnosis.skipped}
     return {
         "healthy": not diagnosis.faults,
@@ -39,7 +39,7 @@ def data(diagnosis: Diagnosis) -> dict[str, Any]:
             {
                 "check": check.id,
                 "title": check.title,
-                "result": "found" if check.id in found
+                "result": "found" if check.id in found_ids
                 else "not looked at" if check.id in skipped else "passed",
                 "reason": skipped.get(check.id),
             }

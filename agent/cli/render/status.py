@@ -129,9 +129,9 @@ def _parts(report: Report) -> Iterator[tuple[str, str]]:
         if spec.problem and spec.problem not in refused:
             yield "", f"{spec.kind}: {spec.problem}"
     if proposal is not None and proposal.toolkit is not None:
-        found = proposal.toolkit.found
-        same = str(found.directory) == found.origin.place
-        yield "Toolkit:", f"{found.directory}{'' if same else f', from {found.origin.place}'}"
+        toolkit = proposal.toolkit.found
+        same = str(toolkit.directory) == toolkit.origin.place
+        yield "Toolkit:", f"{toolkit.directory}{'' if same else f', from {toolkit.origin.place}'}"
     label = "Files:"
     for path, _, now in report.files:
         yield label, f"{path}: {now}"

@@ -18,17 +18,17 @@ _SUMMARIES: Mapping[str, tuple[str, str, Tone]] = {
 }
 
 
-def data(found: Verification) -> dict[str, Any]:
+def data(verification: Verification) -> dict[str, Any]:
     """A verification for JSON."""
     return {
-        "runtime": found.runtime,
-        "defaultHandler": found.default,
-        "image": found.image or None,
-        "result": found.result,
-        "obstacle": found.obstacle or None,
+        "runtime": verification.runtime,
+        "defaultHandler": verification.default,
+        "image": verification.image or None,
+        "result": verification.result,
+        "obstacle": verification.obstacle or None,
         "proofs": [
             {
-                "handler": proof.handler or found.default,
+                "handler": proof.handler or verification.default,
                 "isDefault": not proof.handler,
                 "proof": proof.what,
                 "device": proof.device or None,
@@ -37,29 +37,31 @@ def data(found: Verification) -> dict[str, Any]:
                 "result": proof.verdict.result,
                 "reason": proof.verdict.text or None,
             }
-            for proof in found.proofs
+            for proof in verification.proofs
         ],
     }
 
 
-def text(found: Verification, screen: Screen) -> str:
+def text(verification: Verification, screen: Screen) -> str:
     """A verification for a person: the verdict, then each proof."""
-    label, words, tone = _SUMMARIES[found.result]
-    lines = [*screen.entry(label, words, tone), "", *screen.entry("Runtime:", found.runtime)]
-    lines += screen.entry("Image:", found.image) if found.image else []
-    tried = dict.fromkeys((p.device, p.asked_by, p.seen_in) for p in found.proofs if p.asked_by)
+    label, words, tone = _SUMMARIES[verification.result]
+    lines = [*screen.entry(label, words, tone), "", *screen.entry("Runtime:", verification.runtime)]
+    lines += screen.entry("Image:", verification.image) if verification.image else []
+    tried = dict.fromkeys(
+        (p.device, p.asked_by, p.seen_in) for p in verification.proofs if p.asked_by
+    )
     for device, by, where in tried:
         lines += screen.entry("Device:", device)
         lines += screen.entry("Asked:", f"by {by}; looked for in {where}")
-    lines += ["", *_proofs(found, screen)] if found.proofs else []
-    if found.obstacle:
-        lines += ["", *screen.entry("No pod:", f"{found.obstacle}.", "warn")]
+    lines += ["", *_proofs(verification, screen)] if verification.proofs else []
+    if verification.obstacle:
+        lines += ["", *screen.entry("No pod:", f"{verification.obstacle}.", "warn")]
     return "\n".join(lines)
 
 
-def _proofs(found: Verification, screen: Screen) -> Iterator[str]:
-    default = f"{found.default} (default)".strip()
-    named = [(proof.handler or default, proof) for proof in found.proofs]
+def _proofs(verification: Verification, screen: Screen) -> Iterator[str]:
+    default = f"{verification.default} (default)".strip()
+    named = [(proof.handler or default, proof) for proof in verification.proofs]
     width = max(len(name) for name, _ in named)
     for name, proof in named:
         result = proof.verdict.result
