@@ -281,10 +281,10 @@ def _unreachable(name: str, why: str) -> Unreachable:
 
 def _json(text: str | None) -> Mapping[str, Any] | None:
     try:
-        found = budget.json_value(text, budget.INFO) if text else None
+        value = budget.json_value(text, budget.INFO) if text else None
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def asks_by_variable(info: Mapping[str, Any]) -> bool:

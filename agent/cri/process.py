@@ -52,10 +52,10 @@ def peer_pid(path: str, name: str, timeout: float = 5.0) -> int:
     Unreachable if no process listens, or if it is not root's.
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError as error:
         raise Unreachable(f"cannot reach {name}: {_why(error)}") from error
-    if not stat.S_ISSOCK(found.st_mode):
+    if not stat.S_ISSOCK(status.st_mode):
         raise Unreachable(f"cannot reach {name}: it is not a socket; give the CRI socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(timeout)
@@ -262,8 +262,8 @@ def unit_of(cgroup: str) -> str | None:
             parts = path.split("/")
             if any(map(_USERS.fullmatch, parts)):
                 return None
-            if found := next(filter(is_service_name, parts), None):
-                return found
+            if service := next(filter(is_service_name, parts), None):
+                return service
     return None
 
 

@@ -11,5 +11,5 @@ Version: TypeAlias = tuple[int, int, int]
 def parse_version(text: str) -> Version | None:
     """The numbers (major, minor, patch) of a version with any suffix, None if the text is not a
     version."""
-    found = re.match(r"v?(\d{1,5})\.(\d{1,5})(?:\.(\d{1,5}))?", text.strip())
-    return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
+    match = re.match(r"v?(\d{1,5})\.(\d{1,5})(?:\.(\d{1,5}))?", text.strip())
+    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None

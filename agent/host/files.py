@@ -83,8 +83,8 @@ def temporary_name(base: str) -> str:
 def final_name(entry: str) -> str | None:
     """The name to which the file with this temporary name would be renamed; None for any other
     name."""
-    found = _TEMPORARY.fullmatch(entry)
-    return found[1] if found else None
+    match = _TEMPORARY.fullmatch(entry)
+    return match[1] if match else None
 
 
 def read(path: str, name: str | None = None, limit: int = LIMIT) -> FileState | None:
@@ -131,15 +131,15 @@ def open_file(path: str) -> Iterator[FileIO]:
 
 def read_open(fd: int, name: str, limit: int = LIMIT) -> FileState:
     """As `read`, for an open file. Raises OSError, Refused."""
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise Refused(f"cannot read {name}: it is {kind}; move it away")
     data = _read_all(fd, limit + 1)
     if len(data) > limit:
         raise Refused(f"cannot read {name}: it is larger than {limit} bytes; make it smaller")
-    mode = stat.S_IMODE(found.st_mode)
-    return FileState(data, mode, found.st_uid, found.st_gid, _label(fd), found.st_nlink)
+    mode = stat.S_IMODE(status.st_mode)
+    return FileState(data, mode, status.st_uid, status.st_gid, _label(fd), status.st_nlink)
 
 
 def _read_all(fd: int, limit: int) -> bytes:
@@ -275,8 +275,8 @@ def write_all(fd: int, data: bytes) -> None:
 
 def _fill(fd: int, state: FileState) -> None:
     write_all(fd, state.data)
-    found = os.fstat(fd)
-    if (found.st_uid, found.st_gid) != (state.uid, state.gid):
+    status = os.fstat(fd)
+    if (status.st_uid, status.st_gid) != (state.uid, state.gid):
         os.fchown(fd, state.uid, state.gid)
     os.fchmod(fd, state.mode)
     if state.label is not None and state.label != _label(fd):

@@ -71,8 +71,8 @@ def _step(above: int, name: str, flags: int) -> int:
     try:
         return os.open(name, flags | os.O_NOFOLLOW, dir_fd=above)
     except NotADirectoryError:
-        found = os.stat(name, dir_fd=above, follow_symlinks=False)
-        if stat.S_ISLNK(found.st_mode):
+        status = os.stat(name, dir_fd=above, follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode):
             raise _error(errno.ELOOP, name) from None
         raise
 

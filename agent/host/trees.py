@@ -31,8 +31,8 @@ def unfinished_drafts(path: str) -> list[str]:
     above, base = os.path.split(path)
     if not os.path.isdir(above):
         return []
-    found = (name for name in files.names(above) if files.final_name(name) == base)
-    return [os.path.join(above, name) for name in found]
+    drafts = (name for name in files.names(above) if files.final_name(name) == base)
+    return [os.path.join(above, name) for name in drafts]
 
 
 def is_writable(path: str) -> bool:
@@ -75,15 +75,15 @@ def hard_link(source: str, path: str) -> os.stat_result:
 def hard_link_tree(source: str, path: str) -> None:
     """As `hard_link`, for a file or a whole directory. Directories and symbolic links are
     copied."""
-    found = os.lstat(source)
-    if stat.S_ISLNK(found.st_mode):
+    status = os.lstat(source)
+    if stat.S_ISLNK(status.st_mode):
         make_symlink(os.readlink(source), path)
-    elif stat.S_ISDIR(found.st_mode):
-        files.make_directory(path, stat.S_IMODE(found.st_mode))
+    elif stat.S_ISDIR(status.st_mode):
+        files.make_directory(path, stat.S_IMODE(status.st_mode))
         for name in files.names(source):
             hard_link_tree(os.path.join(source, name), os.path.join(path, name))
         files.sync_directory(path)
-    elif stat.S_ISREG(found.st_mode):
+    elif stat.S_ISREG(status.st_mode):
         hard_link(source, path)
 
 
@@ -115,9 +115,9 @@ def are_same(one: str, other: str) -> bool:
         return os.readlink(one) == os.readlink(other)
     if not stat.S_ISDIR(first.st_mode):
         return os.path.samestat(first, second)
-    found = sorted(files.names(one))
-    return found == sorted(files.names(other)) and all(
-        are_same(os.path.join(one, name), os.path.join(other, name)) for name in found
+    entries = sorted(files.names(one))
+    return entries == sorted(files.names(other)) and all(
+        are_same(os.path.join(one, name), os.path.join(other, name)) for name in entries
     )
 
 
@@ -139,8 +139,8 @@ def remove(path: str, last: str = "") -> None:
 
 
 def _remove(above: int, name: str) -> None:
-    found = os.stat(name, dir_fd=above, follow_symlinks=False)
-    if not stat.S_ISDIR(found.st_mode):
+    status = os.stat(name, dir_fd=above, follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode):
         os.unlink(name, dir_fd=above)
         return
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

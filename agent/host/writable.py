@@ -76,8 +76,8 @@ def _flags(path: str) -> int:
     except OSError:
         return 0
     try:
-        found: int = struct.unpack("i", fcntl.ioctl(fd, _GETFLAGS, bytes(4)))[0]
-        return found
+        attributes: int = struct.unpack("i", fcntl.ioctl(fd, _GETFLAGS, bytes(4)))[0]
+        return attributes
     except OSError:
         return 0
     finally:
@@ -90,15 +90,15 @@ def first_without_space(needs: Iterable[Need]) -> Need | None:
     names: dict[int, int] = {}
     for need in needs:
         directory = nearest_existing(os.path.dirname(need.path))
-        found, device = os.statvfs(directory), os.stat(directory).st_dev
-        size = found.f_frsize or found.f_bsize or 1
+        space, device = os.statvfs(directory), os.stat(directory).st_dev
+        size = space.f_frsize or space.f_bsize or 1
         used = sum(-(-one // size) for one in need.sizes)
         blocks[device] = blocks.get(device, 0) + used
         names[device] = names.get(device, 0) + len(need.sizes)
         # Root may use the reserved blocks. A file system that reports 0 blocks has no such limit.
-        free = found.f_bfree if os.geteuid() == 0 else found.f_bavail
-        full = found.f_blocks and blocks[device] > free
-        if need.sizes and (full or (found.f_files and names[device] > found.f_ffree)):
+        free = space.f_bfree if os.geteuid() == 0 else space.f_bavail
+        full = space.f_blocks and blocks[device] > free
+        if need.sizes and (full or (space.f_files and names[device] > space.f_ffree)):
             return need
     return None
 

@@ -279,7 +279,7 @@ def _properties(connection: Bus, name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _ties(connection: Bus, name: str) -> Ties:
-    path, found = _properties(connection, name)
+    path, properties = _properties(connection, name)
     service: dict[str, Any] = {}
     if name.endswith(".service"):
         for key in ("Restart", "MainPID"):
@@ -288,8 +288,8 @@ def _ties(connection: Bus, name: str) -> Ties:
                     path, _PROPERTIES, "Get", "ss", _SERVICE, key
                 )
     return Ties(
-        bound=tuple(map(str, found.get("BoundBy", ()))),
-        stopped=tuple(str(other) for key in STOPS for other in found.get(key, ())),
+        bound=tuple(map(str, properties.get("BoundBy", ()))),
+        stopped=tuple(str(other) for key in STOPS for other in properties.get(key, ())),
         restart=str(service.get("Restart", "")),
         main_pid=int(service.get("MainPID", 0)) or None,
     )
@@ -303,19 +303,19 @@ def _reset_limit(connection: Bus, name: str) -> None:
 
 
 def _unit(connection: Bus, name: str) -> Unit:
-    path, found = _properties(connection, name)
-    active, result = str(found["ActiveState"]), ""
+    path, properties = _properties(connection, name)
+    active, result = str(properties["ActiveState"]), ""
     if active not in UP and name.endswith(".service"):
         with suppress(BusError):
             ((_, result),) = connection.call(path, _PROPERTIES, "Get", "ss", _SERVICE, "Result")
-    invocation = bytes(found.get("InvocationID", b""))
+    invocation = bytes(properties.get("InvocationID", b""))
     return Unit(
         name=name,
-        load=str(found["LoadState"]),
+        load=str(properties["LoadState"]),
         active=active,
-        sub=str(found.get("SubState", "")),
+        sub=str(properties.get("SubState", "")),
         result=str(result),
         invocation=int.from_bytes(invocation, "big") or None,
-        busy=found.get("Job", (0,))[0] != 0,
-        carries=tuple(str(other) for key in CARRIES for other in found.get(key, ())),
+        busy=properties.get("Job", (0,))[0] != 0,
+        carries=tuple(str(other) for key in CARRIES for other in properties.get(key, ())),
     )

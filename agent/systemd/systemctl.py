@@ -39,12 +39,12 @@ class Systemctl:
         return _parse(name, self._show(name, _SHOWN))
 
     def ties(self, name: str) -> Ties:
-        found = _values(self._show(name, (*STOPS, "Restart", "MainPID")))
-        pid = found.get("MainPID", "")
+        properties = _values(self._show(name, (*STOPS, "Restart", "MainPID")))
+        pid = properties.get("MainPID", "")
         return Ties(
-            bound=tuple(found.get("BoundBy", "").split()),
-            stopped=tuple(other for key in STOPS for other in found.get(key, "").split()),
-            restart=found.get("Restart", ""),
+            bound=tuple(properties.get("BoundBy", "").split()),
+            stopped=tuple(other for key in STOPS for other in properties.get(key, "").split()),
+            restart=properties.get("Restart", ""),
             main_pid=(int(pid) if re.fullmatch("[0-9]{1,10}", pid) else 0) or None,
         )
 
@@ -101,18 +101,18 @@ def _values(text: str) -> dict[str, str]:
 
 def _parse(name: str, text: str) -> Unit:
     """A unit from the output of `systemctl show`."""
-    found = _values(text)
+    properties = _values(text)
     try:
-        invocation = int(found.get("InvocationID") or "0", 16) or None
+        invocation = int(properties.get("InvocationID") or "0", 16) or None
     except ValueError:
         invocation = None
     return Unit(
         name=name,
-        load=found.get("LoadState", "loaded"),
-        active=found.get("ActiveState", "active"),
-        sub=found.get("SubState", ""),
-        result=found.get("Result", ""),
+        load=properties.get("LoadState", "loaded"),
+        active=properties.get("ActiveState", "active"),
+        sub=properties.get("SubState", ""),
+        result=properties.get("Result", ""),
         invocation=invocation,
-        busy=found.get("Job", "0") not in ("", "0"),
-        carries=tuple(other for key in CARRIES for other in found.get(key, "").split()),
+        busy=properties.get("Job", "0") not in ("", "0"),
+        carries=tuple(other for key in CARRIES for other in properties.get(key, "").split()),
     )
