@@ -35,12 +35,12 @@ def watch_paths(
     """The watch list: entries as in the docstring of this module. `node` is None if the
     configuration could not be read, `spec` is None if no specs were proposed."""
     settings, host = ctx.settings, ctx.host
-    found = [*(_node_paths(host, node) if node is not None else _settings_paths(settings, host))]
+    entries = [*(_node_paths(host, node) if node is not None else _settings_paths(settings, host))]
     # The directory and the error file are not watched: others write there, and so do our failures.
-    found += [ctx.publisher.path(name) for name in (status.READY, status.TWIN)]
-    found += [*_programs(settings, host), *_cdi(settings, host, node)]
-    found += [f"={path}" for path in (spec.judged_paths if spec else ())]
-    return tuple(dict.fromkeys(found))
+    entries += [ctx.publisher.path(name) for name in (status.READY, status.TWIN)]
+    entries += [*_programs(settings, host), *_cdi(settings, host, node)]
+    entries += [f"={path}" for path in (spec.judged_paths if spec else ())]
+    return tuple(dict.fromkeys(entries))
 
 
 def _node_paths(host: HostRoot, node: ConfiguredRuntime) -> Iterator[str]:

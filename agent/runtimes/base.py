@@ -357,8 +357,8 @@ class ConfiguredRuntime(ABC):
     def sandbox_image(self) -> str | None:
         """The image of the sandbox container of each pod, None if it is not known. If Status does
         not show the image, an adapter may run the executable."""
-        found = get(self.runtime.answer.config, ("sandboxImage",))
-        return found if isinstance(found, str) and found else None
+        image = get(self.runtime.answer.config, ("sandboxImage",))
+        return image if isinstance(image, str) and image else None
 
     def comparable_settings(self, file: ConfigFile) -> tuple[object, list[Data]]:
         """Two things to compare: the settings that the running runtime shows, and the sections of

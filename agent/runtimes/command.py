@@ -166,10 +166,10 @@ def entry(line: str) -> dict[str, str] | None:
     """The keys and values of a log entry, in logfmt or JSON. None if the line is no log entry."""
     if line.startswith("{"):
         try:
-            found = budget.json_value(line, budget.LINE)
+            values = budget.json_value(line, budget.LINE)
         except ValueError:
             return None
-        return {key: str(value) for key, value in found.items()}
+        return {key: str(value) for key, value in values.items()}
     pairs = {key: _unquoted(value) for key, value in _PAIR.findall(line[: budget.LINE.size])}
     return pairs if "level" in pairs else None
 
@@ -190,4 +190,4 @@ def last_words(output: str) -> str:
 def _unquoted(value: str) -> str:
     if not value.startswith('"'):
         return value
-    return re.sub(r"\\(.)", lambda found: {"n": " "}.get(found[1], found[1]), value[1:-1])
+    return re.sub(r"\\(.)", lambda match: {"n": " "}.get(match[1], match[1]), value[1:-1])

@@ -44,8 +44,8 @@ class ConfigFile:
 
     @property
     def version(self) -> int | None:
-        found = self.data.get("version")
-        return found if isinstance(found, int) else None
+        value = self.data.get("version")
+        return value if isinstance(value, int) else None
 
     @property
     def source(self) -> Source:

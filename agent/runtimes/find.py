@@ -157,8 +157,8 @@ def executable_version(host: HostRoot, program: str) -> str | None:
     """The version that the executable at a host path prints, None if it prints none. The executable
     is run, so the caller has to check first that only root can replace it."""
     done = command.run(host, [program, "--version"], timeout=10)
-    found = _VERSION.search(done.out.decode("utf-8", "replace")) if done.code == 0 else None
-    return found[1] if found else None
+    match = _VERSION.search(done.out.decode("utf-8", "replace")) if done.code == 0 else None
+    return match[1] if match else None
 
 
 def given_drop_in(settings: Settings, host: HostRoot) -> HostPath | None:

@@ -37,12 +37,12 @@ def runtimes(
     usual = adapter.low_level
     if effective is None:
         config = read_config(programs.directory(settings, host).agent)
-        found: list[str | None] = [*(config.runtimes if config else ())]
+        paths: list[str | None] = [*(config.runtimes if config else ())]
     else:
         names = (base, effective.default, *usual)
         foreign = (name for name in names if name and not is_nvidia(effective, name, ()))
-        found = [adapter.low_level_program(effective, name) for name in foreign]
-    present = [path for path in found if path and _real(host, path)]
+        paths = [adapter.low_level_program(effective, name) for name in foreign]
+    present = [path for path in paths if path and _real(host, path)]
     if current and _real(host, current) not in [_real(host, path) for path in present[:1]]:
         present.insert(0, current)
     candidates = dict.fromkeys((*present, *usual))
@@ -83,4 +83,4 @@ def _real(host: HostRoot, path: str) -> str | None:
     """The agent path of a program, given by its host path or its name; None if it does not
     exist."""
     places = [path] if "/" in path else [f"{above}/{path}" for above in programs.DIRECTORIES]
-    return next((found for name in places if (found := programs.runs(host, name))), None)
+    return next((program for name in places if (program := programs.runs(host, name))), None)

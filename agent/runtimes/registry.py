@@ -69,8 +69,8 @@ def present(host: HostRoot, settings: Settings) -> tuple[str, ...]:
     """The kinds of which a usual socket exists. If no socket exists, all kinds that the options
     allow, because the socket may have another path."""
     asked = [*sockets(settings.runtime)]
-    found = [kind for kind, path in asked if os.path.lexists(host.agent_path(path))]
-    return tuple(dict.fromkeys(found or [kind for kind, _ in asked]))
+    existing = [kind for kind, path in asked if os.path.lexists(host.agent_path(path))]
+    return tuple(dict.fromkeys(existing or [kind for kind, _ in asked]))
 
 
 def ask(path: str, name: str, timeout: float = 10.0) -> Answer:

@@ -102,12 +102,12 @@ def _by_signal(process: Process, host: HostRoot, kind: str) -> Restart:
     if unit is None:
         return Restart("signal", target, _terminate)
     try:
-        systemd, found = reach.reach(host, unit)
+        systemd, owner = reach.reach(host, unit)
         ties = systemd.ties(unit)
         if ties.main_pid != process.pid:  # the unit does not end with it
             return Restart("signal", target, _terminate)
         left_stopped = units.units_left_stopped(systemd, unit)
-        restarted_units = units.units_restarted_with(systemd, found)
+        restarted_units = units.units_restarted_with(systemd, owner)
     except SystemdError as error:
         text = (
             f"{unit} owns process {process.pid}, and systemd cannot be asked which units go down "
@@ -175,21 +175,21 @@ def _by_systemd(unit: str, host: HostRoot, *, is_runtime_unit: bool) -> Restart:
     active, because otherwise its restart would start a second runtime.
     """
     try:
-        systemd, found = reach.reach(host, unit)
+        systemd, state = reach.reach(host, unit)
     except SystemdError as error:
         raise Refused(
             f"cannot restart {unit}: systemd cannot be reached: {error}; mount the host's /run "
             "below the host root, or give --restart-mode=none and restart it yourself"
         ) from error
-    loaded = found.load == "loaded"
-    if not loaded or not (is_runtime_unit or found.active == "active"):
-        wrong = f"ActiveState is {found.active}" if loaded else f"LoadState is {found.load}"
+    loaded = state.load == "loaded"
+    if not loaded or not (is_runtime_unit or state.active == "active"):
+        wrong = f"ActiveState is {state.active}" if loaded else f"LoadState is {state.load}"
         raise Refused(
             f"cannot restart {unit}: its {wrong}; repair the unit, or give "
             "--restart-mode=signal or none"
         )
     try:
-        restarted_units = units.units_restarted_with(systemd, found)
+        restarted_units = units.units_restarted_with(systemd, state)
         others = [systemd.unit(name) for name in restarted_units]
     except SystemdError:
         restarted_units, others = (), []  # not important enough for an error
@@ -216,7 +216,7 @@ def _terminate(process: Process | None) -> None:
     SIGHUP would end containerd too, but leave its socket behind.
     """
     if process is None:
-        return  # it is dead, and whatever supervises it is starting it again
+        return  # the process is dead, and its supervisor is starting it again
     try:
         fd = os.pidfd_open(process.pid)
     except ProcessLookupError:

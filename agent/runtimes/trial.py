@@ -159,22 +159,24 @@ def work_directory(host: HostRoot, writable: tuple[str, ...], needed: Iterable[s
 def sources(loaded: Iterable[ConfigFile], files: Mapping[str, bytes | None]) -> tuple[Source, ...]:
     """The files that a runtime reads during a trial, as sources for masking: `loaded`, with `files`
     (contents by host path, None if removed) in their places."""
-    found = {file.path.host: file.source for file in loaded}
+    by_path = {file.path.host: file.source for file in loaded}
     for name, data in files.items():
-        found.pop(name, None)
+        by_path.pop(name, None)
         if data is not None and not is_hook(name):
             with contextlib.suppress(Refused):
-                found[name] = Source(name, document.decoded(data, name), document.parse(data, name))
-    return tuple(found.values())
+                by_path[name] = Source(
+                    name, document.decoded(data, name), document.parse(data, name)
+                )
+    return tuple(by_path.values())
 
 
 def environment(running: Process | None) -> dict[str, str]:
     """The environment of the running runtime, without the variables of its service manager."""
     given = process.environment(running) if running else None
-    found = {
+    variables = {
         name: value for name, value in (given or {}).items() if not name.startswith(_OF_THE_MANAGER)
     }
-    return {"PATH": command.PATH, **found}
+    return {"PATH": command.PATH, **variables}
 
 
 def start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], list[str]]) -> Result:

@@ -185,10 +185,10 @@ def _program(host: HostRoot, name: str) -> str:
         path = os.path.join(folder, name)
         try:
             # systemd runs this path as root, so nobody but root may be able to change it.
-            found = trust.require(host, path, f"run {path}").agent
+            program = trust.require(host, path, f"run {path}").agent
         except Refused:
             continue
-        if os.path.isfile(found) and os.access(found, os.X_OK):
+        if os.path.isfile(program) and os.access(program, os.X_OK):
             return path
     raise CannotArm(f"the host has no {name}")
 

@@ -70,7 +70,7 @@ def unfinished_starts(questions: PodQuestions, now: float) -> list[str]:
     sandboxes = questions.sandboxes()
     names = {pod.id: f"{pod.namespace}/{pod.name}" for pod in sandboxes}
     dead = {pod.id for pod in sandboxes if not pod.ready}  # no container starts in them
-    found = itertools.chain(
+    starting = itertools.chain(
         (
             f"container {item.name} of {names.get(item.sandbox, item.sandbox)}"
             for item in questions.containers()
@@ -78,7 +78,7 @@ def unfinished_starts(questions: PodQuestions, now: float) -> list[str]:
         ),
         (f"pod {names[pod.id]}" for pod in sandboxes if _is_young(pod.created, now)),
     )
-    return list(itertools.islice(found, _SHOWN))
+    return list(itertools.islice(starting, _SHOWN))
 
 
 def _is_young(created: float, now: float) -> bool:

@@ -429,7 +429,7 @@ _RUNTIME = (
     ),
     Mutant(
         "second-runtime-started", "restart", "agent/runtimes/restart.py",
-        'not (is_runtime_unit or found.active == "active")',
+        'not (is_runtime_unit or state.active == "active")',
         'not (not is_runtime_unit or found.active == "active")',
         ("tests/unit/runtimes/test_restart.py",),
     ),

@@ -190,13 +190,13 @@ class ContainerdNode(ConfiguredRuntime):
 
     def evidence(self) -> tuple[Evidence, ...]:
         """Status, and the dump if Status shows nothing."""
-        found = ADAPTER.evidence(self.runtime.answer)
-        if found[0].seen or self.executable is None:
-            return found
+        status_evidence = ADAPTER.evidence(self.runtime.answer)
+        if status_evidence[0].seen or self.executable is None:
+            return status_evidence
         dump = self._dump(self.executable)
         sections = (get(dump, ("plugins", name)) for name in CRI_PLUGINS)
         section = next((one for one in sections if "containerd" in (one or {})), None)
-        return (*found, _evidence("config-dump", section, "enable_cdi", "cdi_spec_dirs"))
+        return (*status_evidence, _evidence("config-dump", section, "enable_cdi", "cdi_spec_dirs"))
 
     def _dump(self, executable: str, *plugins: str) -> Data | None:
         """The executable's dump of the files on disk; `plugins` as in `config_dump`."""
@@ -265,8 +265,8 @@ class ContainerdNode(ConfiguredRuntime):
     def cgroup_drivers(self) -> Mapping[str, str]:
         """The option SystemdCgroup of each handler."""
         tables = self.effective(self.files).runtimes
-        found = {name: faults.cgroup_driver(table) for name, table in tables.items()}
-        return {name: driver for name, driver in found.items() if driver}
+        drivers = {name: faults.cgroup_driver(table) for name, table in tables.items()}
+        return {name: driver for name, driver in drivers.items() if driver}
 
     def sandbox_image(self) -> str | None:
         """The image in Status (1.x), else in the executable's dump (2.0 and later)."""
@@ -274,8 +274,8 @@ class ContainerdNode(ConfiguredRuntime):
         if shown or self.executable is None:
             return shown
         dump = self._dump(self.executable, _IMAGES)
-        found = get(dump, ("plugins", _IMAGES, "pinned_images", "sandbox"))
-        return found if isinstance(found, str) and found else None
+        image = get(dump, ("plugins", _IMAGES, "pinned_images", "sandbox"))
+        return image if isinstance(image, str) and image else None
 
     def comparable_settings(self, file: ConfigFile) -> tuple[object, list[Data]]:
         """The CRI section, in Status and in the file."""
@@ -387,11 +387,15 @@ def _fixed_part(pattern: str) -> str:
 def _evidence(source: str, data: object, switch: str, dirs: str) -> Evidence:
     if not isinstance(data, dict) or "containerd" not in data:
         return Evidence(source)
-    listed, found = data.get(dirs), Switch.ABSENT
+    listed, switch_value = data.get(dirs), Switch.ABSENT
     if switch in data:
         values = ((True, Switch.TRUE), (False, Switch.FALSE), (None, Switch.NULL))
-        found = next((seen for value, seen in values if data[switch] is value), Switch.UNSEEN)
-    return Evidence(source, found, tuple(map(str, listed)) if isinstance(listed, list) else None)
+        switch_value = next(
+            (seen for value, seen in values if data[switch] is value), Switch.UNSEEN
+        )
+    return Evidence(
+        source, switch_value, tuple(map(str, listed)) if isinstance(listed, list) else None
+    )
 
 
 def _with_default_table(current: Data, ops: list[Op]) -> list[Op]:

@@ -195,8 +195,8 @@ def _short_names(gen: Generation, files: Files) -> Iterator[str]:
 
 
 def _entries(file: ConfigFile, key: str) -> list[str]:
-    found = file.data.get(key)
-    return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
+    value = file.data.get(key)
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 def _uri(gen: Generation, file: ConfigFile, entry: str) -> str:

@@ -116,21 +116,21 @@ def _expand(host: HostRoot, gen: Generation, where: tuple[str, str], overlay: Ov
         return []
     if "*" not in where[1]:
         return [absolute]
-    found = ["/"]
+    names = ["/"]
     for part in absolute.split("/")[1:]:
         below = (
             os.path.join(above, name)
-            for above in found
+            for above in names
             if not _is_file(host, above)
             for name in _names(host, above, part, overlay)
         )
-        found = [*islice(below, budget.DIRECTORY.values)]
-        if len(found) == budget.DIRECTORY.values:
+        names = [*islice(below, budget.DIRECTORY.values)]
+        if len(names) == budget.DIRECTORY.values:
             raise Refused(
                 f"cannot use {where[0]}: the import {where[1]} stands for "
                 f"{budget.DIRECTORY.values} names or more; name one directory"
             )
-    return [name for name in found if _is_there(host, name, overlay)]
+    return [name for name in names if _is_there(host, name, overlay)]
 
 
 def _is_file(host: HostRoot, name: str) -> bool:
@@ -180,8 +180,8 @@ def _for_python(part: str) -> str:
     """Go's pattern of a name, as Python spells it: `[^` negates and `[!` does not, and a backslash
     takes the next character as it is."""
 
-    def translated(found: re.Match[str]) -> str:
-        escaped, first, members = found.groups()
+    def translated(match: re.Match[str]) -> str:
+        escaped, first, members = match.groups()
         if escaped:
             return f"[{escaped}]"
         return f"[!{members}]" if first == "^" else f"[{members}{first}]"

@@ -1,4 +1,4 @@
-"""How a containerd merges its configuration files.
+"""The rules by which containerd merges its configuration files.
 
 Invariant: pure, and arguments are never changed. One model of merging serves three questions: which
 settings are in force, which other settings an edit would change, and in which file and section a
@@ -74,9 +74,9 @@ def names(gen: Generation, files: Files, file: ConfigFile) -> tuple[str, ...]:
     """The names of the sections with CRI settings in `file`. The name that wins comes first."""
     if gen.reads == "file":
         return gen.names[min(file.version or 0, gen.highest)]
-    found = gen.names[version_of(gen, files)]
-    renamed = gen.renames and (file.version or 0) < gen.lowest and CRI_V2 in found
-    return (*found, CRI_V1) if renamed else found
+    sections = gen.names[version_of(gen, files)]
+    renamed = gen.renames and (file.version or 0) < gen.lowest and CRI_V2 in sections
+    return (*sections, CRI_V1) if renamed else sections
 
 
 def plugins(gen: Generation, files: Files) -> Data:

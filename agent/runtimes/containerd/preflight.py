@@ -154,8 +154,8 @@ def _strip(dump: Data, candidate: Candidate) -> Data:
 
 def cri_section(dump: Data) -> Path:
     """The path of the CRI section in a dump, which always has the executable's own version."""
-    found = get(dump, ("plugins", CRI_V3))
-    return ("plugins", CRI_V3 if isinstance(found, dict) else CRI_V2)
+    section = get(dump, ("plugins", CRI_V3))
+    return ("plugins", CRI_V3 if isinstance(section, dict) else CRI_V2)
 
 
 def require_harmless(node: ContainerdNode, files: Files) -> None:

@@ -42,8 +42,8 @@ def launch(
     """The trial start of this containerd. `files` are contents by host path (None: no such file),
     and replace the real files."""
     needed = {executable, *files, *_read(node.files)}
-    found = dict.fromkeys((*_WRITABLE, *_written(node)))
-    writable = tuple(path for path in found if not any(is_below(one, path) for one in needed))
+    directories = dict.fromkeys((*_WRITABLE, *_written(node)))
+    writable = tuple(path for path in directories if not any(is_below(one, path) for one in needed))
     work = trial.work_directory(node.host, writable, needed)
     own = {name: os.path.join(work, f"trial-{name}") for name in ("root", "state", "socket")}
     argv = (

@@ -149,8 +149,8 @@ class Crio(RuntimeAdapter):
     def pod_handler(self, info: Mapping[str, object]) -> str:
         """The handler in the pod's annotations. CRI-O stores no handler for a pod that asks for
         none; such a pod always belongs to the present default runtime."""
-        found = get(info, ("runtimeSpec", "annotations", _HANDLER))
-        return found if isinstance(found, str) else ""
+        handler = get(info, ("runtimeSpec", "annotations", _HANDLER))
+        return handler if isinstance(handler, str) else ""
 
 
 ADAPTER = Crio()
@@ -202,8 +202,8 @@ class CrioNode(ConfiguredRuntime):
         return merge.effective(replace(self.rules, overrides=free), files)
 
     def edits(self, request: EditRequest) -> tuple[Edits, tuple[str, ...]]:
-        found = edit.edits(self, request)
-        return found, (*unread_warnings(self.files), *edit.warnings(self, request, found))
+        planned = edit.edits(self, request)
+        return planned, (*unread_warnings(self.files), *edit.warnings(self, request, planned))
 
     def preflight(self, candidate: Candidate) -> Preflight:
         return preflight.check(self, candidate)

@@ -51,8 +51,8 @@ def overrides(process: Process | None) -> Overrides:
         directory = os.readlink(f"{process.proc}/{process.pid}/cwd")
     except OSError:
         directory = ""
-    found = parse(process.command, variables or {}, directory)
-    return replace(found, environment=variables is not None)
+    parsed = parse(process.command, variables or {}, directory)
+    return replace(parsed, environment=variables is not None)
 
 
 def parse(words: tuple[str, ...], variables: Mapping[str, str], directory: str = "") -> Overrides:
@@ -108,7 +108,7 @@ def setting_file(host: HostRoot, process: Process | None, source: str) -> str:
 
 def _text(host: HostRoot, name: str) -> str:
     try:
-        found = files.read(host.resolve(name).agent, name)
+        state = files.read(host.resolve(name).agent, name)
     except Refused:
         return ""
-    return found.data.decode("utf-8", "replace") if found else ""
+    return state.data.decode("utf-8", "replace") if state else ""

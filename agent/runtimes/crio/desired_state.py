@@ -121,8 +121,8 @@ def _handler(effective: Effective, inherited: str, binary: Binary, present: Pres
         table["runtime_root"] = present.root_of(running)
     if current.get("inherit_default_runtime"):
         table["inherit_default_runtime"] = False  # it would win over the path
-    # Other keys of an earlier tool's handler are cleared. Those of our own handler stay, because
-    # the admin may have added them.
+    # Further keys of an earlier tool's handler are cleared. Further keys of our own handler stay,
+    # because the admin may have added them.
     return table if current.get("runtime_path") in (None, binary.path) else emptied(table, current)
 
 

@@ -326,15 +326,15 @@ def _left_behind(node: CrioNode, request: EditRequest) -> Iterator[tuple[str, Fi
 
 def warnings(node: CrioNode, request: EditRequest, planned: Edits) -> tuple[str, ...]:
     """The warnings about the planned edits."""
-    found = list(_of_overrides(node))
+    texts = list(_of_overrides(node))
     effective = node.effective(planned.files)
     if not request.decision.hook:
-        return (*found, *_of_base(node, request, planned), *_of_hooks(node, request, planned))
+        return (*texts, *_of_base(node, request, planned), *_of_hooks(node, request, planned))
     if _writes_hook(node, request):
         warning = hook.warning(node)
-        found += [warning] if warning else []
+        texts += [warning] if warning else []
     for other in hook.of_others(node):
-        found.append(
+        texts.append(
             f"{other.path} is a hook of NVIDIA's too, which runs {other.program}: "
             + ("it runs for all containers, so our hook is left out" if other.for_all
                else "containers for which it runs get their GPUs twice; remove it yourself")
@@ -342,11 +342,11 @@ def warnings(node: CrioNode, request: EditRequest, planned: Edits) -> tuple[str,
     for name, table in effective.runtimes.items():
         if is_ours(name, table, request.own_names):
             owner = config_file.owner(planned.files, (*merge.RUNTIMES, name))
-            found.append(
+            texts.append(
                 f"handler {name} stays: {owner.path if owner else 'a file'} defines it; remove it "
                 "there, because the hook injects GPUs without a handler"
             )
-    return tuple(found)
+    return tuple(texts)
 
 
 def _of_overrides(node: CrioNode) -> Iterator[str]:

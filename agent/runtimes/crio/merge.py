@@ -1,4 +1,4 @@
-"""How a CRI-O merges its configuration files, and which of its settings it shows.
+"""The rules by which CRI-O merges its configuration files, and the settings that it shows.
 
 Invariant: pure, and arguments are never changed. A key in a later file replaces the same key in an
 earlier file; arrays are replaced as a whole. A flag, or else a variable, replaces the values of all
@@ -114,14 +114,14 @@ class Overrides:
     def handlers(self) -> dict[str, Data]:
         """The tables of the handlers that `--runtimes` defines. Each replaces the table of every
         file."""
-        found: dict[str, Data] = {}
+        tables: dict[str, Data] = {}
         for text in self.runtimes.values if self.runtimes else ():
             name, *fields = text.split(":")
             table: Data = {k: v for k, v in zip(_FIELDS, fields, strict=False) if v}
             if _PRIVILEGED in table:
                 table[_PRIVILEGED] = table[_PRIVILEGED] == "true"
-            found[name] = table
-        return found
+            tables[name] = table
+        return tables
 
 
 _NO_OVERRIDES = Overrides()
@@ -172,14 +172,14 @@ def rules(
         unread = DERIVED | _COMPUTED
         handler = {k: v for k, v in tables[default].items() if k not in unread and v}
     known = frozenset(key for key, since in _KEYS.items() if version >= since)
-    found = Rules(default, handler, False, known | shown_keys(tables), overrides)
+    plain = Rules(default, handler, False, known | shown_keys(tables), overrides)
     # Does the running daemon show a key that only an earlier file sets in a handler?
-    apart, together = effective(found, files), effective(replace(found, by_key=True), files)
+    apart, together = effective(plain, files), effective(replace(plain, by_key=True), files)
     for name, table in together.runtimes.items():
         for key, value in table.items():
             if key not in DERIVED and value and value != apart.table(name).get(key):
-                return replace(found, by_key=get(tables, (name, key)) == value)
-    return found
+                return replace(plain, by_key=get(tables, (name, key)) == value)
+    return plain
 
 
 def shown_keys(tables: Mapping[str, Data]) -> frozenset[str]:
@@ -238,8 +238,8 @@ def _directories(
 
 def explicit_defaults(files: Files) -> tuple[str, ...]:
     """The default runtimes that files name, that of the last file first."""
-    found = (get(file.data, DEFAULT) for file in reversed(files))
-    return tuple(name for name in found if isinstance(name, str) and name)
+    names = (get(file.data, DEFAULT) for file in reversed(files))
+    return tuple(name for name in names if isinstance(name, str) and name)
 
 
 def shown_section(config: Mapping[str, Any] | None, dump: Mapping[str, Any] | None) -> Data | None:
