@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import islice
 from types import MappingProxyType
 
@@ -52,7 +52,6 @@ SHAPE: Shape = (
 )
 
 _LONGEST = 4096  # characters of a path, as the kernel
-_SPECIAL = re.compile(r"\\(.)|\[(\^|!*)([^\]\\]+)\]", re.DOTALL)
 _NO_OVERLAY: Overlay = MappingProxyType({})
 
 
@@ -170,20 +169,34 @@ def import_pattern(gen: Generation, importing: str, pattern: str) -> str | None:
 def matches(pattern: str, path: str) -> bool:
     """Does an absolute pattern match a path, as by Go's filepath.Match? `*` does not match a slash,
     and matches the dot at the beginning of a name."""
+    return re.fullmatch(_expression(pattern), path, re.DOTALL) is not None
+
+
+@lru_cache
+def _expression(pattern: str) -> str:
+    """The regular expression of a pattern with `*`, `?`, `[set]`, `[^set]` and backslash.
+
+    The text between two stars matches at its first place only, and the second star takes the rest.
+    Trying other places would take too long for a pattern with many stars.
+    """
     if len(pattern) > _LONGEST:
-        return False
-    parts, names = pattern.split("/"), path.split("/")
-    return len(parts) == len(names) and all(map(fnmatchcase, names, map(_for_python, parts)))
-
-
-def _for_python(part: str) -> str:
-    """Go's pattern of a name, as Python spells it: `[^` negates and `[!` does not, and a backslash
-    takes the next character as it is."""
-
-    def translated(match: re.Match[str]) -> str:
-        escaped, first, members = match.groups()
-        if escaped:
-            return f"[{escaped}]"
-        return f"[!{members}]" if first == "^" else f"[{members}{first}]"
-
-    return _SPECIAL.sub(translated, part)
+        return "(?!)"
+    parts, rest = [""], pattern
+    while rest:
+        match = re.match(r"\\(.)|(\*)|(\?)|\[(\^?)((?:\\.|[^\]\\])+)\]|(.)", rest, re.DOTALL)
+        if match is None:
+            return "(?!)"  # malformed: Go matches nothing
+        escaped, star, mark, negated, members, plain = match.groups()
+        if star:
+            parts.append("")
+        elif mark:
+            parts[-1] += "[^/]"
+        elif members:
+            parts[-1] += f"(?!/)[{negated}{members.replace('[', chr(92) + '[')}]"
+        else:
+            parts[-1] += re.escape(escaped or plain)
+        rest = rest[match.end() :]
+    if len(parts) == 1:
+        return parts[0]
+    between = "".join(f"(?>[^/]*?{part})" for part in parts[1:-1])
+    return f"{parts[0]}{between}[^/]*{parts[-1]}"

@@ -480,6 +480,8 @@ def test_import_is_taken_from_the_importing_file(
         ("/c/[^0-9]*.toml", "/c/a.toml", True),
         ("/c/[!a]*.toml", "/c/a.toml", True),
         ("/c/[!a]*.toml", "/c/b.toml", False),
+        (r"/c/[\]]*.toml", "/c/]x.toml", True),  # seen on containerd 1.6.20, 1.7.24 and 2.1.9
+        (r"/c/[\]]*.toml", "/c/x.toml", False),
         (r"/c/\*.toml", "/c/*.toml", True),
         (r"/c/\*.toml", "/c/a.toml", False),
         ("/c/A.toml", "/c/a.toml", False),
