@@ -6,12 +6,11 @@ import contextlib
 
 from agent import status
 from agent.cdi.driver import driver
-from agent.cdi.make.hooks import find_hooks
 from agent.errors import AgentError
 from agent.plan.context import Context
 from agent.plan.propose import Proposal
 from agent.status import Lines
-from agent.toolkit import install
+from agent.toolkit import install, programs
 
 
 def lines(ctx: Context, proposal: Proposal) -> Lines:
@@ -32,7 +31,7 @@ def lines(ctx: Context, proposal: Proposal) -> Lines:
         runtime_name=settings.runtime_name,
         is_default=proposal.is_default,
         paths={
-            "NVIDIA_CDI_HOOK_PATH": find_hooks(settings, host, hook).path,
+            "NVIDIA_CDI_HOOK_PATH": None if programs.judged(host, hook)[0] else hook,
             "NVIDIA_DRIVER_ROOT": driver_root,
             "NVIDIA_DEV_ROOT": dev_root,
         },

@@ -68,6 +68,26 @@ def runs(host: HostRoot, name: str) -> str | None:
     return agent if stat.S_ISREG(found.st_mode) and found.st_mode & 0o111 else None
 
 
+def judged(host: HostRoot, path: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """Why the program at a host path is not used, because another user than root can change it;
+    None if no such user can. Then the agent paths whose owners, modes and links decided. Of a
+    program that is yet to be installed, the nearest directory that exists is judged."""
+    above = path
+    while above is not None:
+        try:
+            with trust.open_path(host, above) as found:
+                distrust = found.distrust
+                if above != path and not distrust and (lax := trust.distrust(found.status)):
+                    distrust = f"{above} {lax}"
+                why = f"{path} is not used, because {distrust}" if distrust else None
+                return why, tuple(map(host.agent_path, found.route))
+        except FileNotFoundError:
+            above = os.path.dirname(above)
+        except (OSError, Refused) as error:
+            return f"{path} cannot be opened ({error})", ()
+    return None, ()
+
+
 def is_nvidia(path: str) -> bool:
     """Is this the path or name of NVIDIA's runtime? That runtime must not call itself."""
     return os.path.basename(path).startswith(RUNTIME)

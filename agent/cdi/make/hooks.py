@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from agent.cdi.driver import loader
 from agent.cdi.driver.root import DriverRoot
 from agent.cdi.model import Hook
-from agent.errors import Refused
-from agent.host import trust
 from agent.host.paths import HostRoot
 from agent.options.settings import Settings
+from agent.toolkit import programs
 
 # Hooks that are made only if an option enables them.
 _OPTIONAL = ("chmod",)
@@ -110,25 +109,8 @@ class Hooks:
 
 
 def find_hooks(settings: Settings, host: HostRoot, path: str | None) -> Hooks:
-    """The hooks that options allow, with the program at the host path `path`. If that program is
-    yet to be installed, its nearest existing directory is judged."""
-    why: str | None = None
-    judged_paths: tuple[str, ...] = ()
-    above = path
-    while above is not None:
-        try:
-            with trust.open_path(host, above) as found:
-                judged_paths = tuple(map(host.agent_path, found.route))
-                distrust = found.distrust
-                if above != path and not distrust and (lax := trust.distrust(found.status)):
-                    distrust = f"{above} {lax}"
-            why = f"{path} is not used, because {distrust}" if distrust else None
-            break
-        except FileNotFoundError:
-            above = os.path.dirname(above)
-        except (OSError, Refused) as error:
-            why = f"{path} cannot be opened ({error})"
-            break
+    """The hooks that options allow, with the program at the host path `path`."""
+    why, judged_paths = programs.judged(host, path)
     return Hooks(
         None if why else path, settings.disabled_hooks, settings.enabled_hooks,
         settings.ldconfig_path or "", why, judged_paths,
