@@ -14,9 +14,8 @@ from typing import Any
 
 from agent.cdi import yaml_text
 from agent.cdi.specs import rules
+from agent.cdi.specs.own_specs import MARK
 from agent.errors import Refused
-
-MARK = "# Written by toolkit-agent; changes are overwritten."
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,3 @@ def text(spec: Spec, form: str = "yaml", *, mark: bool = True) -> str:
         return yaml_text.printable(json.dumps(data, indent=2, ensure_ascii=False)) + "\n"
     head = ["---", MARK] if mark else ["---"]
     return "\n".join([*head, *yaml_text.lines(data)]) + "\n"
-
-
-def is_ours(data: bytes) -> bool:
-    """Does this content of a file have our mark?"""
-    return MARK.encode() in data[:200]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+GPU_KIND = "nvidia.com/gpu"  # the kind of the GPUs themselves
+
 
 @dataclass(frozen=True)
 class ClassNodes:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from agent import status
+from agent.cdi.specs import own_specs
 from agent.errors import AgentError, Refused, reason
 from agent.host import files, writable
 from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot
 from agent.host.writable import Need
 from agent.options.settings import Settings
-from agent.plan import own_specs
 from agent.plan.context import Context
 from agent.state.store import Store, hint
 from agent.toolkit import install, programs

@@ -11,12 +11,11 @@ import contextlib
 from dataclasses import dataclass, replace
 
 from agent.cdi.driver import driver
-from agent.cdi.driver.known_gpus import KnownGpus
-from agent.cdi.specs import readers
+from agent.cdi.specs import own_specs, readers
 from agent.decide import Decision, Evidence, PodNeeds, Question, decide
 from agent.errors import AgentError, CandidateFailed, NoToolkit, Refused, TrialFailed
 from agent.host.files import Change
-from agent.plan import garbled_files, in_force, obstacles, own_specs, pod_guard, toolkit_users
+from agent.plan import garbled_files, in_force, obstacles, pod_guard, toolkit_users
 from agent.plan.candidate import known_failure, loaded_digest
 from agent.plan.context import Context
 from agent.plan.toolkit_users import ChangedNode, MovedToolkit
@@ -262,19 +261,25 @@ class _Proposer:
         )
 
     def specs(self, decision: Decision, hook: str | None) -> own_specs.SpecProposal | None:
-        """The proposal of CDI specs. If the runtime does not inject devices itself, NVIDIA's
-        runtime reads the specs, and it can read all of ours. `hook` is the host path of NVIDIA's
-        program for hooks."""
+        """The proposal of CDI specs, None if the options want none and none of ours is there. If
+        the runtime does not inject devices itself, NVIDIA's runtime reads the specs, and it can
+        read all of ours. `hook` is the host path of NVIDIA's program for hooks."""
         ctx, settings, host = self.ctx, self.ctx.settings, self.ctx.host
         runtime = self.runtime
+        if not settings.cdi_enabled or settings.cdi_output_dir is None:
+            spec_dirs = (*decision.spec_dirs, *find.spec_directories(runtime))
+            return own_specs.removal(settings, host, spec_dirs)
+        # Much to load, for nodes with specs only.
+        from agent.cdi.driver.known_gpus import KnownGpus
+        from agent.plan import spec_proposal
+
         program, reader = None, readers.UNKNOWN_READER
         if decision.native:
             program = find.program(settings, host, runtime)
             reader = readers.reader_of(runtime.answer.name, runtime.version)
-        return own_specs.propose(
-            settings, host, KnownGpus(ctx.store, host, ctx.boot_id, refresh=ctx.refresh),
-            decision.spec_dirs, hook, reader, find.spec_directories(runtime), program,
-        )  # fmt: skip
+        gpus = KnownGpus(ctx.store, host, ctx.boot_id, refresh=ctx.refresh)
+        dirs = decision.spec_dirs
+        return spec_proposal.propose(settings, host, gpus, dirs, hook, reader, program)
 
     def _low_level(self, edits: Edits | None) -> tuple[tuple[str, ...], str | None]:
         """The low-level runtimes that NVIDIA's runtime will call, and a warning or None."""

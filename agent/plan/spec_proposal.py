@@ -1,8 +1,9 @@
 """The CDI specs of ours as they should be.
 
 Invariant: reads only. The node needs one kind: that of the management spec, or nvidia.com/gpu on
-WSL2 and on a Tegra. The node is not ready without that spec. Any other spec that cannot be made is
-a warning. Modes of nvidia-container-runtime that inject devices without a spec need none.
+WSL2 and on a Tegra. Without a spec of this kind the node is not ready. Any other spec that cannot
+be made is a warning. In the modes of nvidia-container-runtime that inject devices without a spec,
+the node needs no kind.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from agent.cdi.make import generate
 from agent.cdi.make.generate import DesiredSpec
 from agent.cdi.specs import crashes, own_specs, provider, readers, spec_files
 from agent.cdi.specs.own_specs import SpecProposal, file_name
-from agent.cdi.specs.provider import Provider, RuntimeView, usable
+from agent.cdi.specs.provider import RuntimeView, usable
 from agent.cdi.specs.readers import Reader
 from agent.cdi.specs.spec_ownership import Ownership, SpecStatus, foreign
 from agent.decide import MODES_WITHOUT_CDI
@@ -31,11 +32,14 @@ def propose(
     settings: Settings, host: HostRoot, gpus: KnownGpus, spec_dirs: tuple[str, ...],
     hook: str | None, reader: Reader, executable: str | None = None,
 ) -> SpecProposal:  # fmt: skip
-    """The specs for a runtime that reads `spec_dirs` as `reader` does, with hooks by the program at
-    the host path `hook`. `executable` is the agent path of the runtime's program; it is examined
-    if the provider of a kind depends on it.
+    """The proposal of specs for a runtime that reads the directories `spec_dirs` by the rules of
+    `reader`.
 
-    Never raises an AgentError, so that a plan for a node without a driver shows the rest as well.
+    `hook` is the host path of the program for hooks. `executable` is the agent path of the
+    runtime's program, which is examined if its version does not show which specs it reads.
+
+    Never raises an AgentError: the error is the `problem` of the proposal, so that a plan for a
+    node without a driver shows the rest too.
     """
     mode = generate.gpu_mode(settings, host, gpus.ask)
     needed = settings.cdi_kind if mode == "nvml" else GPU_KIND
@@ -56,7 +60,8 @@ def _proposal(
     settings: Settings, view: RuntimeView, gpus: KnownGpus, spec_dirs: tuple[str, ...],
     mode: str, needed: str, hook: str | None, executable: str | None,
 ) -> SpecProposal:  # fmt: skip
-    """The proposal, with the mode of nvidia.com/gpu that fits the machine. Raises AgentError."""
+    """The proposal. `mode` is the mode for nvidia.com/gpu on this machine; the others are as in
+    `propose`. Raises AgentError."""
     host, kinds, names = view.host, own_specs.kinds(settings), own_specs.names(settings)
     directory = _directory(settings, host, spec_dirs)
     _refuse_writable(host, (settings.cdi_output_dir, *spec_dirs))
@@ -69,11 +74,11 @@ def _proposal(
     others = foreign(entries, names)
     fixed = settings.origins["cdi_output_dir"] != "default"
     own_place = view.number(directory.host) if fixed else len(view.dirs) - 1
-    providers = _providers(view, kinds, others, own_place)
+    providers = {kind: provider.providers(view, kind, others, own_place) for kind in kinds}
     if executable and any(one.doubt for found in providers.values() for one in found):
-        # The version of the runtime does not tell what it reads.
+        # The version of the runtime does not show which specs it reads.
         view = replace(view, reader=readers.with_executable(view.reader, executable))
-        providers = _providers(view, kinds, others, own_place)
+        providers = {kind: provider.providers(view, kind, others, own_place) for kind in kinds}
     # NVML is not asked if its answer would not be used.
     provided = frozenset(kind for kind, found in providers.items() if usable(found))
     desired = generate.desired_specs(mode, settings, host, hook, gpus.ask, provided, view.reader)
@@ -88,52 +93,46 @@ def _proposal(
     }  # fmt: skip
     ownership = Ownership(host, directory, names, entries, providers, places)
     management = texts.get(settings.cdi_kind)
-    more = (
+    warnings = (
         *(text for kind in kinds for text in ownership.warnings(kind)),
         *crowded,
-        *provider.unknown(view, texts.values()),
-        *(_overridden(settings, view, others, directory, management) if management else ()),
+        *provider.unknown_kind_warnings(view, texts.values()),
+        *(_override_warnings(settings, view, others, directory, management) if management else ()),
     )
-    return _decided(settings, ownership, desired, gpus, needed, more)
+    return _with_ownership(settings, ownership, desired, gpus, needed, warnings)
 
 
-def _providers(
-    view: RuntimeView, kinds: Sequence[str], others: Sequence[tuple[HostPath, bytes]],
-    own_place: int,
-) -> dict[str, tuple[Provider, ...]]:  # fmt: skip
-    """The files of other writers by kind; `own_place` as in `provider.providers`."""
-    return {kind: provider.providers(view, kind, others, own_place) for kind in kinds}
-
-
-def _decided(
+def _with_ownership(
     settings: Settings, ownership: Ownership, desired: Sequence[DesiredSpec], gpus: KnownGpus,
-    needed: str, more: Sequence[str],
+    needed: str, more_warnings: Sequence[str],
 ) -> SpecProposal:  # fmt: skip
-    """The proposal for these desired specs; `more` are further warnings."""
+    """The proposal for these desired specs: which of them are ours to write, and the changes."""
     by_kind = {spec.kind: spec for spec in desired}
     management = by_kind.pop(settings.cdi_kind, None)
     problem: AgentError | None = None
-    if management is None:  # one may be left from a driver that had one
-        found = [ownership.device_spec(settings.cdi_kind, None)]
+    if management is None:  # an earlier driver may have left a management spec
+        results = [ownership.device_spec(settings.cdi_kind, None)]
     else:
         problem = management.problem
         try:
-            found = [ownership.management(management)]
+            results = [ownership.management(management)]
         except AgentError as error:
             problem = error
-            found = [(SpecStatus(settings.cdi_kind, problem=error.message), None)]
-    found += (ownership.device_spec(kind, by_kind.get(kind)) for kind in own_specs.kinds(settings))
-    statuses = tuple(status for status, _ in found if status.writer or status.problem)
-    changes = [change for _, change in found if change is not None]
+            results = [(SpecStatus(settings.cdi_kind, problem=error.message), None)]
+    kinds = own_specs.kinds(settings)
+    results += (ownership.device_spec(kind, by_kind.get(kind)) for kind in kinds)
+    statuses = tuple(status for status, _ in results if status.writer or status.problem)
+    changes = [change for _, change in results if change is not None]
     removals = (*ownership.leftovers(), *(change for change in changes if change.after is None))
     missing = by_kind[needed].problem if needed in by_kind else None
     problem = problem or ownership.blocked(GPU_KIND) or missing
-    said = problem.message if problem else None
+    error_text = problem.message if problem else None
+    warnings = (*_warnings(desired, statuses), *more_warnings)
     judged_paths = itertools.chain.from_iterable(spec.judged_paths for spec in desired)
     return SpecProposal(
         statuses,
         removals if problem else (*removals, *(one for one in changes if one.after is not None)),
-        tuple(text for text in (*_warnings(desired, statuses), *more) if text != said),
+        tuple(text for text in warnings if text != error_text),
         problem,
         ownership.directory,
         gpus,
@@ -146,8 +145,8 @@ def _wins(
     view: RuntimeView, others: Sequence[tuple[HostPath, bytes]], kind: str, place: HostPath,
     text: bytes,
 ) -> bool:  # fmt: skip
-    """Would the runtime take the devices of a kind from a spec of ours in this directory, beside
-    the files of other writers?"""
+    """Would the runtime take the devices of `kind` from our spec with this text in the directory
+    `place`, although the files of other writers (`others`) exist?"""
     path = place.child(file_name(kind))
     if any(entry == path for entry, _ in others):
         return False
@@ -155,12 +154,12 @@ def _wins(
     return provider.wins(view, rivals, path, text)
 
 
-def _overridden(
+def _override_warnings(
     settings: Settings, view: RuntimeView, others: Sequence[tuple[HostPath, bytes]],
     directory: HostPath, text: bytes,
 ) -> Iterator[str]:  # fmt: skip
-    """A warning for each file of another writer that has the management spec's device and wins over
-    our file, which has this text."""
+    """A warning for each file of another writer that defines the device of the management spec and
+    wins over our file. `text` is the content of our file."""
     kind, own_place = settings.cdi_kind, view.number(directory.host)
     rivals = [
         path
@@ -174,16 +173,16 @@ def _overridden(
 
 
 def _warnings(desired: Sequence[DesiredSpec], statuses: Iterable[SpecStatus]) -> tuple[str, ...]:
-    """Warnings of specs, and problems. That a node has no GPU is no fault, so only the list of
-    specs shows it; that a GPU is lost is a fault."""
+    """The warnings and problems of specs. A device class that the node does not have is no fault,
+    so its problem is left out here and only in the list of specs. A lost GPU is a fault."""
     absent = {spec.problem.message for spec in desired if spec.problem and spec.is_absent}
     problems = (spec.problem for spec in statuses if spec.problem and spec.problem not in absent)
     return tuple(dict.fromkeys((*(text for spec in desired for text in spec.warnings), *problems)))
 
 
 def _directory(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> HostPath:
-    """The directory of our specs: that of the option, else the one that wins over all others. The
-    runtime reads it. Raises Refused."""
+    """The directory of our specs: that of --cdi-output-dir, else the one that wins over all others.
+    Raises Refused if the runtime does not read it."""
     assert settings.cdi_output_dir is not None
     asked = host.locate(settings.cdi_output_dir)
     read = [host.locate(path) for path in spec_dirs]

@@ -10,11 +10,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from agent.cdi.specs import own_specs
 from agent.errors import AgentError, Refused
 from agent.host.files import Change
 from agent.host.paths import HostPath, is_below
 from agent.options.settings import Settings
-from agent.plan import own_specs, pod_guard
+from agent.plan import pod_guard
 from agent.runtimes import find
 from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.config_file import Files

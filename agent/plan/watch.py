@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from agent import status
 from agent.cdi.driver import driver
 from agent.cdi.make import generate
+from agent.cdi.specs import own_specs
 from agent.cri import process
 from agent.errors import AgentError
 from agent.host.paths import HostRoot
 from agent.options.settings import Settings
-from agent.plan import own_specs
 from agent.plan.context import Context
 from agent.runtimes import registry
 from agent.runtimes.base import ConfiguredRuntime

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from agent import status
+from agent.cdi.specs import own_specs
 from agent.cdi.specs.provider import OURS
 from agent.cdi.specs.spec_ownership import SpecStatus
 from agent.errors import AgentError, Refused
 from agent.host import files
 from agent.host.paths import HostRoot, is_below
 from agent.options.settings import Settings
-from agent.plan import own_specs
 from agent.plan.context import Context
 from agent.plan.propose import Proposal, preview
 from agent.plan.published import lines

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from agent.cdi.specs import own_specs
 from agent.errors import (
     AgentError,
     DriverFailed,
@@ -27,7 +28,6 @@ from agent.plan import (
     candidate,
     garbled_files,
     obstacles,
-    own_specs,
     published,
     toolkit_users,
 )
@@ -98,7 +98,7 @@ class _Convergence:
             return
         if spec is not None and isinstance(error, NoDriver | NoDevices | DriverFailed):
             # The devices are gone, so specs of them are removed, and readiness is withdrawn.
-            own_specs.write(ctx, spec)
+            own_specs.write(ctx.settings, spec, ctx.publisher, ctx.log)
         if spec is not None and (
             error == spec.problem or isinstance(error, obstacles.SpecUnwritable)
         ):
@@ -222,7 +222,7 @@ class _Convergence:
         spec = None if proposal.spec and proposal.spec.late else proposal.spec
         return (
             *install.write(proposal.toolkit, ctx.log),
-            *own_specs.write(ctx, spec),
+            *own_specs.write(ctx.settings, spec, ctx.publisher, ctx.log),
         )
 
     def _clean_up(self, memory: Memory, outcome: Outcome) -> Outcome:
@@ -233,7 +233,7 @@ class _Convergence:
         if outcome.pending:
             return outcome
         late = proposal.spec if proposal.spec and proposal.spec.late else None
-        removed = own_specs.write(ctx, late)
+        removed = own_specs.write(ctx.settings, late, ctx.publisher, ctx.log)
         kept, changed = [], proposal.changed_node
         for item in proposal.moved_toolkits:
             name = item.directory.host

@@ -12,11 +12,12 @@ import os
 from dataclasses import dataclass, replace
 
 from agent.cdi.driver import known_gpus
+from agent.cdi.specs import own_specs
 from agent.decide import DEFAULT_DIRS
 from agent.errors import Refused, Unreachable
 from agent.host import files
 from agent.host.files import Change
-from agent.plan import garbled_files, obstacles, own_specs, pod_guard, toolkit_users
+from agent.plan import garbled_files, obstacles, pod_guard, toolkit_users
 from agent.plan.context import Context
 from agent.plan.propose import trial_verdict
 from agent.runtimes import find, registry

@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from agent.cdi.make import gpu
 from agent.cdi.specs import installed, spec_files
 from agent.cdi.specs.readers import UNKNOWN_READER
 from agent.errors import Refused, reason
 from agent.host import files, trust
 from agent.host.paths import HostRoot
+from agent.options.device_classes import GPU_KIND
 from agent.verify import judge
 from agent.verify.injection import Injection
 from agent.verify.judge import Effects
@@ -38,7 +38,7 @@ def device(host: HostRoot, kind: str, injection: Injection) -> Iterator[Device |
     if injection.unavailable:
         yield Verdict("not tried", injection.unavailable)
         return
-    found = _installed(host, (gpu.KIND, kind), injection.spec_dirs)
+    found = _installed(host, (GPU_KIND, kind), injection.spec_dirs)
     if found is None and injection.has_driver:
         dirs = ", ".join(injection.spec_dirs) or "no directory"
         found = Verdict("failed", f"no CDI spec has a GPU; the runtime reads {dirs}")

@@ -20,10 +20,9 @@ from typing import Any
 
 from agent import status
 from agent._cri import api_pb2
-from agent.cdi import model
 from agent.cdi.driver import kernel, loader, majors, nvml
 from agent.cdi.make import tegra
-from agent.cdi.specs import crashes, installed, read
+from agent.cdi.specs import crashes, installed, own_specs, read
 from agent.cri import client as cri
 from agent.cri import process, protobuf
 from agent.errors import AgentError, Refused, Unreachable
@@ -271,7 +270,7 @@ def _read_spec(data: bytes) -> None:
     installed.examine("/etc/cdi/x.yaml", data, HOST)
     crashes.crash_cause(data)
     crashes.has_kind(data, "nvidia.com/gpu")
-    model.is_ours(data)
+    own_specs.is_ours(data)
     read.kinds.cache_clear()
 
 

@@ -290,7 +290,7 @@ _SPECS = (
         ("tests/unit/cdi/make/test_gpu_without_nvml.py",),
     ),
     Mutant(
-        "ready-without-a-driver", "specs", "agent/plan/own_specs.py",
+        "ready-without-a-driver", "specs", "agent/cdi/specs/own_specs.py",
         "        return ()\n    if proposal.problem is not None:\n"
         "        ctx.publisher.withdraw()\n",
         "        return ()\n",

@@ -25,7 +25,7 @@ from agent.errors import NoToolkit, Refused
 from agent.host import trust
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import resolve
-from agent.plan import own_specs
+from agent.plan import spec_proposal
 from agent.plan.context import Context
 from agent.runtimes import find
 from agent.runtimes.containerd import load
@@ -331,12 +331,12 @@ def test_link_of_others_in_a_source_tree_is_refused(root: Path) -> None:
 def test_spec_directories_of_others_are_refused(root: Path, part: str) -> None:
     """The runtime reads all of them, whichever ours are written to."""
     host = HostRoot(str(root))
-    own_specs._refuse_writable(host, ("/etc/cdi", "/run/cdi", None))
+    spec_proposal._refuse_writable(host, ("/etc/cdi", "/run/cdi", None))
     _give(root / part)
     with pytest.raises(
         Refused, match=f"^cannot use the CDI directory /{part.split('/', maxsplit=1)[0]}"
     ):
-        own_specs._refuse_writable(host, ("/etc/cdi", "/run/cdi", None))
+        spec_proposal._refuse_writable(host, ("/etc/cdi", "/run/cdi", None))
 
 
 class _Hooks:

@@ -26,7 +26,7 @@ from agent.cdi.specs.readers import UNKNOWN_READER, Reader
 from agent.errors import AgentError, DevicesLost, DriverFailed, NoDevices, NoDriver
 from agent.host import budget
 from agent.host.paths import HostRoot
-from agent.options.device_classes import DEVICE_CLASSES, DeviceClass
+from agent.options.device_classes import DEVICE_CLASSES, GPU_KIND, DeviceClass
 from agent.options.settings import Settings
 
 if TYPE_CHECKING:
@@ -99,12 +99,11 @@ def desired_specs(
     out. Hooks run the program at the host path `hook`; None means no hooks. `ask` replaces
     `nvml.ask`. Fields for which `reader` would refuse the whole file are removed. An AgentError
     becomes the problem of its spec, so that the other specs are still made."""
-    from agent.cdi.make import gpu
 
     builder = _Builder(settings, host, _context(settings, host, hook), ask, EVERYTHING)
     modes = {settings.cdi_kind: "management"} if gpu_mode == "nvml" else {}
     classes = ((device_class.kind, device_class.mode) for device_class in DEVICE_CLASSES)
-    for kind, mode in ((gpu.KIND, gpu_mode), *classes):
+    for kind, mode in ((GPU_KIND, gpu_mode), *classes):
         if kind not in without:
             modes.setdefault(kind, mode)
     found = ((mode, _desired(kind, builder, mode, reader)) for kind, mode in modes.items())
@@ -224,7 +223,7 @@ class _Builder:
         hook_warnings = self.context.hooks.warnings
         if EMPTY in self.choice.ids:
             empty = Device(EMPTY, ContainerEdits(env=("NVCT_EMPTY_DEVICE=",)))
-            spec = Spec(gpu.KIND, (empty,), gpu.common_edits(nvidia_driver, self.context))
+            spec = Spec(GPU_KIND, (empty,), gpu.common_edits(nvidia_driver, self.context))
             return self._of_driver(
                 transform.finish(spec, with_all=False), nvidia_driver, hook_warnings
             )

@@ -17,8 +17,7 @@ from agent.cdi.make import driver_files, graphics, transform
 from agent.cdi.make.driver_files import BuildContext
 from agent.cdi.model import ContainerEdits, Device, Spec
 from agent.errors import DevicesLost, NoDevices
-
-KIND = "nvidia.com/gpu"
+from agent.options.device_classes import GPU_KIND
 
 CONTROL_NODES = (
     "/dev/nvidia-modeset", "/dev/nvidia-uvm-tools", "/dev/nvidia-uvm", "/dev/nvidiactl",
@@ -55,11 +54,11 @@ def spec(
             else:
                 devices += (Device(name, edits) for name in names)
     if not devices:
-        start, reasons = f"cannot make a CDI spec for {KIND}", (*lost, *warnings)
+        start, reasons = f"cannot make a CDI spec for {GPU_KIND}", (*lost, *warnings)
         if reasons:
             raise DevicesLost(f"{start}: {'; '.join(reasons)}")
         raise NoDevices(f"{start}: there is no GPU, nor a MIG device")
-    found_spec = Spec(KIND, tuple(devices), common_edits(driver, context))
+    found_spec = Spec(GPU_KIND, tuple(devices), common_edits(driver, context))
     return transform.finish(found_spec, with_all=with_all), tuple(warnings)
 
 
@@ -75,11 +74,11 @@ def chosen(gpus: Sequence[Gpu], ids: Sequence[str], lost: Sequence[str] = ()) ->
         gpu = next(_matching(gpus, device_id), None)
         starts = (f"GPU {device_id} ", f"MIG device {device_id} ")
         if gpu is None and (why := next((s for s in lost if s.startswith(starts)), None)):
-            raise DevicesLost(f"cannot make a CDI spec for {KIND}: {why}")
+            raise DevicesLost(f"cannot make a CDI spec for {GPU_KIND}: {why}")
         if gpu is None:
             raise NoDevices(
-                f"cannot make a CDI spec for {KIND}: there is no GPU or MIG device {device_id}; "
-                "give an index or a UUID that nvidia-smi -L shows"
+                f"cannot make a CDI spec for {GPU_KIND}: there is no GPU or MIG device "
+                f"{device_id}; give an index or a UUID that nvidia-smi -L shows"
             )
         found[gpu] = None
     return tuple(found)

@@ -27,6 +27,7 @@ from agent.cdi.model import ContainerEdits, Device, Hook, Mount, Spec
 from agent.errors import NoDevices, NoDriver, Refused, reason
 from agent.host import budget, trust
 from agent.host.paths import HostRoot
+from agent.options.device_classes import GPU_KIND
 from agent.options.settings import Settings
 
 ONLY_GPU = "0"  # the name of a GPU that NVML does not describe
@@ -159,7 +160,7 @@ class _Builder:
         if not devices:
             devices = self._one_gpu()
         void = ContainerEdits(env=(driver_files.VOID,))
-        found = Spec(gpu.KIND, devices, transform.joined(self._file_edits(), void))
+        found = Spec(GPU_KIND, devices, transform.joined(self._file_edits(), void))
         return transform.finish(found, with_all=self.choice.with_all), warnings
 
     def _file_edits(self) -> ContainerEdits:
@@ -205,7 +206,7 @@ class _Builder:
 
     def _one_gpu(self) -> tuple[Device, ...]:
         """All listed device nodes as one GPU, which NVML does not describe. Raises NoDevices."""
-        start = f"cannot make a CDI spec for {gpu.KIND}"
+        start = f"cannot make a CDI spec for {GPU_KIND}"
         for device_id in self.choice.ids:
             if device_id not in (transform.ALL, ONLY_GPU):
                 raise NoDevices(

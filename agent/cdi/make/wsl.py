@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from agent.cdi.driver import driver, dxcore
 from agent.cdi.driver.driver import Node
 from agent.cdi.driver.root import DriverRoot
-from agent.cdi.make import driver_files, gpu, transform
+from agent.cdi.make import driver_files, transform
 from agent.cdi.make.driver_files import BuildContext
 from agent.cdi.model import ContainerEdits, Device, Spec
 from agent.errors import NoDriver, Refused, reason
 from agent.host import trust
 from agent.host.paths import HostRoot
+from agent.options.device_classes import GPU_KIND
 from agent.options.settings import Settings
 
 DXG = "/dev/dxg"
@@ -65,7 +66,7 @@ def _spec(
     device = Device(transform.ALL, driver_files.node_edits(nodes))
     void = ContainerEdits(env=(driver_files.VOID,))
     return transform.finish(
-        Spec(gpu.KIND, (device,), transform.joined(_edits(root, context, store), void))
+        Spec(GPU_KIND, (device,), transform.joined(_edits(root, context, store), void))
     )
 
 

@@ -14,8 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from agent.cdi import model
-from agent.cdi.specs import on_host, rules
+from agent.cdi.specs import on_host, own_specs, rules
 from agent.cdi.specs.readers import UNKNOWN_READER, Reader
 from agent.cdi.specs.scalar import quoted
 from agent.cdi.specs.shape import Problem, fit_to_shape
@@ -135,7 +134,7 @@ def writer(name: str, data: bytes, kind: str) -> str:
     """The program that wrote a file, recognized by the vendors and file names of known programs;
     else the vendor."""
     vendor, _, _ = kind.partition("/")
-    if model.is_ours(data):
+    if own_specs.is_ours(data):
         return "toolkit-agent"
     if vendor == "k8s.device-plugin.nvidia.com":
         return "nvidia-device-plugin"

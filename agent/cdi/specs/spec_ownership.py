@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.cdi.make.generate import DesiredSpec
-from agent.cdi.model import is_ours
 from agent.cdi.specs import crashes
+from agent.cdi.specs.own_specs import file_name, is_named_by_kind, is_ours
 from agent.cdi.specs.provider import OURS, Provider, usable
 from agent.errors import AgentError, DriverDistrusted, DriverFailed, NoDevices, NoDriver, Refused
 from agent.host import files
@@ -38,21 +38,6 @@ class SpecStatus:
     def is_foreign(self) -> bool:
         """Does a file of another writer describe these devices?"""
         return self.writer not in ("", OURS)
-
-
-def file_name(kind: str) -> str:
-    """The name of our spec file of a kind, such as `management.nvidia.com-gpu.yaml`. NVIDIA's
-    installer uses the same name, so that one file replaces the other; two files with the same
-    device would cancel each other."""
-    return kind.replace("/", "-") + ".yaml"
-
-
-def is_named_by_kind(name: str, data: bytes) -> bool:
-    """Has a file with this content the name that `file_name` gives for its kind? A copy of our file
-    under another name is not ours."""
-    from agent.cdi.specs import read  # slow to load; not each node has a spec
-
-    return any(name == file_name(kind) for kind in read.kinds(data))
 
 
 def foreign(

@@ -6,14 +6,16 @@ Invariant: pure functions of a proposal.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from agent.cdi.specs.spec_ownership import SpecStatus
 from agent.cli.render.base import Screen, Tone, counted
 from agent.decide import Decision
 from agent.host.files import Change
 from agent.plan.propose import Proposal
 from agent.toolkit.install import ToolkitProposal
+
+if TYPE_CHECKING:
+    from agent.cdi.specs.spec_ownership import SpecStatus
 
 Diffs: TypeAlias = Literal["all", "config", "none"]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent.cdi import model
 from agent.cdi.model import ContainerEdits, Device, DeviceNode, Hook, Mount, Spec, to_data
-from agent.cdi.specs import rules
+from agent.cdi.specs import own_specs, rules
 from agent.cdi.specs.read import document
 from agent.cdi.specs.shape import fit_to_shape
 from agent.errors import Refused
@@ -123,8 +123,8 @@ def test_any_text_survives(env: list[str], args: list[str]) -> None:
 
 def test_our_file_is_known_again() -> None:
     """Also by who looks at the first bytes only; NVIDIA's is not ours."""
-    assert model.is_ours(model.text(PLAIN).encode())
-    assert not model.is_ours(b"---\ncdiVersion: 0.5.0\nkind: management.nvidia.com/gpu\n")
+    assert own_specs.is_ours(model.text(PLAIN).encode())
+    assert not own_specs.is_ours(b"---\ncdiVersion: 0.5.0\nkind: management.nvidia.com/gpu\n")
 
 
 def test_data_model_is_small() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from agent.cdi.specs.own_specs import SpecProposal
 from agent.cli.render import plan
 from agent.cli.render.base import Screen
 from agent.cri.client import Answer
@@ -11,7 +12,6 @@ from agent.decide import Evidence, Question, Switch, decide
 from agent.errors import NoDriver, Refused
 from agent.host.files import Change, new_state
 from agent.host.paths import HostPath
-from agent.plan.own_specs import SpecProposal
 from agent.plan.propose import Proposal
 from agent.runtimes.base import Endpoint, Runtime
 from agent.runtimes.restart import Restart

@@ -17,12 +17,13 @@ from agent.cdi.driver.known_gpus import KnownGpus
 from agent.cdi.driver.nvml import Answer, Library
 from agent.cdi.make import generate, tegra
 from agent.cdi.make.request import request
+from agent.cdi.specs import own_specs
 from agent.cdi.specs.readers import Reader
 from agent.cli.cdi import cdi
 from agent.errors import NoDevices, NoDriver
 from agent.host.paths import HostRoot
 from agent.options.settings import resolve
-from agent.plan import own_specs
+from agent.plan import spec_proposal
 from tests.doubles.nvml import dxcore, nvml
 from tests.doubles.nvml.nvml import FakeGpu
 from tests.tools.driver import make_driver, make_nodes
@@ -158,7 +159,7 @@ def test_tegra_needs_the_spec_of_its_gpus(tmp_path: Path) -> None:
 
     def proposal() -> own_specs.SpecProposal:
         known = KnownGpus(store, root, "boot", refresh=True)
-        found = own_specs.propose(settings, root, known, ("/etc/cdi",), HOOK, Reader())
+        found = spec_proposal.propose(settings, root, known, ("/etc/cdi",), HOOK, Reader())
         assert found is not None
         return found
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.cdi.model import MARK
 from agent.cdi.specs import installed, spec_files
+from agent.cdi.specs.own_specs import MARK
 from agent.cdi.specs.readers import UNKNOWN_READER, Reader, reader_of
 from agent.host.paths import HostRoot
 from tests.conformance.foreign_specs import make_root, spec
