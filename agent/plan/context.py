@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agent.cdi.driver.driver import DRIVER_CONTAINER
 from agent.cri import process
@@ -23,16 +23,40 @@ from agent.host import trees, trust
 from agent.host.paths import HostRoot, open_host_root
 from agent.log import Log, Silent
 from agent.options.settings import Settings
-from agent.runtimes import registry, restart, trial
+from agent.runtimes import registry
 from agent.runtimes.base import Endpoint
-from agent.runtimes.proof import Identity, Probe
-from agent.runtimes.restart import Restart
 from agent.state.store import Store
 from agent.status import Publisher
-from agent.systemd import reach as systemd
-from agent.systemd.units import Systemd, SystemdError, Unit
 
-Reach: TypeAlias = Callable[[HostRoot, str], tuple[Systemd, Unit]]
+if TYPE_CHECKING:
+    from agent.cri.client import Answer
+    from agent.runtimes.proof import Identity, Probe
+    from agent.runtimes.restart import Restart
+    from agent.runtimes.trial import Launch, Result, Start
+    from agent.systemd.units import Systemd, Unit
+
+Reach: TypeAlias = "Callable[[HostRoot, str], tuple[Systemd, Unit]]"
+
+
+# The functions of three modules that are loaded only if a restart is due.
+
+
+def _choose_restart(mode: str, process: Process | None, host: HostRoot, kind: str) -> Restart:
+    from agent.runtimes import restart
+
+    return restart.choose(mode, process, host, kind)
+
+
+def _reach(host: HostRoot, name: str) -> tuple[Systemd, Unit]:
+    from agent.systemd import reach
+
+    return reach.reach(host, name)
+
+
+def _start_once(host: HostRoot, launch: Launch, problems: Callable[[Answer], list[str]]) -> Result:
+    from agent.runtimes import trial
+
+    return trial.start_once(host, launch, problems)
 
 
 @dataclass(frozen=True)
@@ -57,9 +81,9 @@ class Context:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     uptime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
-    choose_restart: Callable[[str, Process | None, HostRoot, str], Restart] = restart.choose
-    reach: Reach = systemd.reach
-    start_trial: trial.Start = trial.start_once
+    choose_restart: Callable[[str, Process | None, HostRoot, str], Restart] = _choose_restart
+    reach: Reach = _reach
+    start_trial: Start = _start_once
     lock_fd: int | None = None
     retry: bool = False
     restart_after: float = 0.0
@@ -76,6 +100,8 @@ class Context:
     def probe(self, endpoint: Endpoint) -> Probe:
         """The functions with which `proof.prove` asks this runtime. Each question uses a new
         connection."""
+        from agent.runtimes.proof import Probe  # needed only after a restart
+
         path, name = endpoint.socket.agent, endpoint.socket.host
         # Short, because a process that is about to end may never answer.
         patience = min(5.0, self.settings.proof_timeout / 4)
@@ -110,6 +136,8 @@ class Context:
         return f"systemd has given up: {unit}" if unit and unit.given_up else None
 
     def _unit(self, name: str | None) -> Unit | None:
+        from agent.systemd.units import SystemdError
+
         try:
             return self.reach(self.host, name)[1] if name else None
         except SystemdError:

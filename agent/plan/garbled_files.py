@@ -23,7 +23,6 @@ from agent.plan.context import Context
 from agent.runtimes import find, key_ownership, registry
 from agent.runtimes.config_file import ConfigFile, check_shape, is_hook
 from agent.state.store import Memory, Original
-from agent.systemd.units import SystemdError
 from agent.toml import dialect, document
 from agent.toml.dialect import GO_TOML_2
 
@@ -137,6 +136,8 @@ def revive(ctx: Context, error: Unreachable) -> None:
 
 
 def _start(ctx: Context) -> None:
+    from agent.systemd.units import SystemdError  # needed only where a runtime is down
+
     for kind in dict.fromkeys(kind for kind, _ in registry.sockets(ctx.settings.runtime)):
         name = f"{kind}.service"
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from agent.cdi.driver import driver
 from agent.cdi.specs import own_specs, readers
@@ -19,16 +20,18 @@ from agent.plan import garbled_files, in_force, obstacles, pod_guard, toolkit_us
 from agent.plan.candidate import known_failure, loaded_digest
 from agent.plan.context import Context
 from agent.plan.toolkit_users import ChangedNode, MovedToolkit
-from agent.runtimes import find, low_level, registry, trial
+from agent.runtimes import find, low_level, registry
 from agent.runtimes.base import CannotSwitch, ConfiguredRuntime, EditRequest, Edits, Runtime
 from agent.runtimes.desired_state import Desired
 from agent.runtimes.preflight import Candidate, Preflight
-from agent.runtimes.restart import Restart
-from agent.runtimes.trial import Trial
 from agent.state.store import Memory, current_memory
 from agent.status import is_publishable
 from agent.toolkit import device_nodes, install, programs
 from agent.toolkit.device_nodes import MissingNode
+
+if TYPE_CHECKING:
+    from agent.runtimes.restart import Restart
+    from agent.runtimes.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -435,6 +438,8 @@ def trial_verdict(
     and the running runtime has not loaded one of its files, the verdict is a refusal. `purpose` is
     "apply" or "revert"."""
     unloaded = in_force.first_unloaded(memory, node, ctx.wall)
+    from agent.runtimes import trial  # needed only before a restart
+
     warn = unloaded is not None
     verdict = trial.judge(node, desired, changes, purpose, ctx.start_trial, warn=warn)
     if unloaded is None or verdict.done:

@@ -78,8 +78,8 @@ class Request:
 class Completed:
     """A completed change. `answer` is the last answer of the proof, None without a restart.
     `pending` means that somebody else has to restart the runtime. `pods` names the handlers under
-    which pods ran in the proof. `down` are units that systemd restarted with the runtime and that
-    do not run again."""
+    which pods ran in the proof. `down` has a message for each unit that systemd restarted with the
+    runtime and that does not run again."""
 
     answer: Answer | None = None
     pending: bool = False
@@ -101,10 +101,10 @@ def carry_out(ctx: Context, request: Request) -> Completed:
     try:
         done = _carry_out(ctx, request)
     finally:
-        down = restart.down() if restart is not None else ()
-        for name in down:
-            ctx.log.warning("unit not running again", unit=name, text=down_message(name))
-    return replace(done, down=down)
+        down = {name: down_message(name) for name in (restart.down() if restart else ())}
+        for name, text in down.items():
+            ctx.log.warning("unit not running again", unit=name, text=text)
+    return replace(done, down=tuple(down.values()))
 
 
 def _carry_out(ctx: Context, request: Request) -> Completed:

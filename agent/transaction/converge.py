@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from agent.cdi.specs import own_specs
 from agent.errors import (
@@ -37,12 +38,13 @@ from agent.plan.propose import Proposal, propose
 from agent.runtimes import desired_state, registry
 from agent.runtimes.base import Endpoint
 from agent.state import store
-from agent.state.store import Memory
+from agent.state.store import AWAITING, Memory
 from agent.status import READY
 from agent.toolkit import device_nodes, install
-from agent.transaction import change, recover, restart_limits
-from agent.transaction.change import NotAccepted
-from agent.transaction.pod_proof import PodProof
+from agent.transaction import restart_limits
+
+if TYPE_CHECKING:
+    from agent.transaction.change import Request
 
 PENDING = "cannot publish yet: the configuration is written; restart the runtime"
 
@@ -110,8 +112,9 @@ class _Convergence:
     def recover_and_converge(self, first: Proposal | None) -> Outcome:
         """Finish or undo an earlier change, then converge. `first` is a proposal that was made
         before the lock was taken, or None. Raises AgentError."""
-        ctx = self._ctx
-        recovered = recover.recover(ctx)
+        ctx, recovered = self._ctx, None
+        if ctx.store.journal() is not None:
+            recovered = self._recover()
         memory = store.current_memory(ctx.store)
         repaired = garbled_files.repair(ctx, memory)
         try:
@@ -122,17 +125,25 @@ class _Convergence:
                 raise
             garbled_files.revive(ctx, error)
             proposal = propose(ctx, memory)
-        if recovered.waiting:
+        if recovered == AWAITING:
             restart = proposal.restart
             if not proposal.config_changes and restart is not None and restart.kind == "none":
                 # The written files are still right, and a person has to restart the runtime.
                 return self._publish(Outcome(proposal, self._install(proposal), pending=True))
             self.refuse(proposal)
-            recovered = recover.give_up_waiting(ctx)
+            recovered = self._recover(give_up_waiting=True)
             proposal = propose(ctx, ctx.store.memory())
-        self._barrier |= recovered.barrier
         outcome = self._converge(proposal, ctx.store.memory())
-        return replace(outcome, recovered=recovered.outcome, changed=(*repaired, *outcome.changed))
+        return replace(outcome, recovered=recovered, changed=(*repaired, *outcome.changed))
+
+    def _recover(self, *, give_up_waiting: bool = False) -> str | None:
+        """What became of the earlier change."""
+        from agent.transaction import recover  # with all that makes a change; rarely needed
+
+        act = recover.give_up_waiting if give_up_waiting else recover.recover
+        outcome, barrier = act(self._ctx)
+        self._barrier |= barrier
+        return outcome
 
     def _converge(
         self, proposal: Proposal, memory: Memory, *, refused_cdi: bool = False
@@ -152,11 +163,19 @@ class _Convergence:
             ctx.log.warning("warning of the plan", text=warning)
         if proposal.is_configured:
             return self._publish(self._clean_up(memory, Outcome(proposal, written)))
-        refused_cdi = refused_cdi or proposal.cdi_refused
+        return self._change(proposal, memory, written, refused_cdi or proposal.cdi_refused)
+
+    def _change(
+        self, proposal: Proposal, memory: Memory, written: tuple[str, ...], refused_cdi: bool
+    ) -> Outcome:
+        """Change the runtime's files, after those in `written`, and restart the runtime."""
+        from agent.transaction.change import NotAccepted, carry_out
+
+        ctx = self._ctx
         request = self._request(proposal, memory, refused_cdi=refused_cdi)
         self._barrier |= READY in ctx.publisher.save()
         try:
-            done = change.carry_out(ctx, request)
+            done = carry_out(ctx, request)
         except NotAccepted as error:
             return self._after_failure(proposal, memory, error)
         if done.restarted:
@@ -172,10 +191,13 @@ class _Convergence:
         )
         return self._publish(self._clean_up(request.memory, outcome))
 
-    def _request(self, proposal: Proposal, memory: Memory, *, refused_cdi: bool) -> change.Request:
+    def _request(self, proposal: Proposal, memory: Memory, *, refused_cdi: bool) -> Request:
         """The request for the change of the runtime's files. After its success, the memory also has
         the earlier default runtime, whether we switched CDI on, and whether that was not
         possible."""
+        from agent.transaction.change import Request
+        from agent.transaction.pod_proof import PodProof
+
         ctx, node, edits = self._ctx, proposal.node, proposal.edits
         assert node is not None
         assert edits is not None
@@ -192,7 +214,7 @@ class _Convergence:
         pods = None
         if ctx.settings.verify != "off" and proposal.restart is not None:
             pods = PodProof(ctx.host, node, edits.desired.handlers, ctx.log, ctx.clock)
-        return change.Request(
+        return Request(
             purpose="apply",
             node=node,
             changes=edits.changes,

@@ -8,7 +8,7 @@ undone.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from agent.cri import process
 from agent.errors import RollbackFailed, Unreachable
@@ -27,8 +27,7 @@ _PATIENCE = 3.0  # seconds for the proof of a runtime that may be healthy
 _DYING = 3.0  # seconds for which a runtime that was told to end can still answer
 
 
-@dataclass(frozen=True)
-class Recovered:
+class Recovered(NamedTuple):
     """The result of a recovery. `outcome` is committed, undone or awaiting-restart; None if no
     change was unfinished. `barrier` means that `toolkit-ready` existed before the change."""
 

@@ -25,7 +25,6 @@ from agent.runtimes.base import ConfiguredRuntime, Runtime
 from agent.runtimes.config_file import Files, is_hook
 from agent.runtimes.desired_state import OUR_NAMES, Desired
 from agent.runtimes.preflight import Candidate
-from agent.runtimes.restart import down_message
 from agent.state import store
 from agent.state.store import Memory, parents
 from agent.toolkit import install
@@ -92,7 +91,7 @@ class _Revert:
             ctx.log.warning("warning of the plan", text=note)
         if request is not None:
             done = change.carry_out(ctx, request)
-            notes += map(down_message, done.down)
+            notes += done.down
             changed += (item.path.host for item in request.changes)
             restarted, pending = done.restarted, done.pending
         if self._memory.files or own_specs.written_by_us(ctx.settings, ctx.host, self._spec_dirs):

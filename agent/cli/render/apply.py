@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from agent.cli.render.base import Screen, Tone
 from agent.cli.render.plan import decision_data, head, spec_lines, warning_lines
-from agent.runtimes.restart import down_message
 
 if TYPE_CHECKING:
     from agent.transaction.converge import Outcome
@@ -25,7 +24,7 @@ def outcome_data(outcome: Outcome) -> dict[str, Any]:
         "pending": outcome.pending,
         "recovered": outcome.recovered,
         "pods": outcome.pods or None,
-        "warnings": [*outcome.proposal.warnings, *_down_messages(outcome)],
+        "warnings": [*outcome.proposal.warnings, *outcome.down],
     }
 
 
@@ -41,7 +40,7 @@ def outcome_text(outcome: Outcome, screen: Screen) -> str:
         lines += screen.entry("Earlier:", f"an unfinished change was {outcome.recovered}")
     if outcome.pods:
         lines += screen.entry("Pods:", outcome.pods)
-    lines += warning_lines(outcome.proposal, screen, *_down_messages(outcome))
+    lines += warning_lines(outcome.proposal, screen, *outcome.down)
     return "\n".join(lines)
 
 
@@ -57,10 +56,6 @@ def _end(outcome: Outcome) -> tuple[str, str, Tone]:
     if outcome.changed:
         return "Done:", "files are written; no restart was needed", "good"
     return "Nothing to do:", "the node is configured as decided", "good"
-
-
-def _down_messages(outcome: Outcome) -> list[str]:
-    return [down_message(name) for name in outcome.down]
 
 
 def reverted_data(done: Reverted) -> dict[str, Any]:
