@@ -83,6 +83,10 @@ class DriverFailed(Refused, code="DRIVER_FAILED"):
     """The driver's library crashed, or does not answer."""
 
 
+class SpecUnwritable(Refused):
+    """The CDI spec that a node needs cannot be written."""
+
+
 class NoToolkit(Refused, code="NO_TOOLKIT"):
     """The handlers' binary is not on the host (yet)."""
 

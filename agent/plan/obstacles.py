@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from agent import status
 from agent.cdi.specs import own_specs
-from agent.errors import AgentError, Refused, reason
+from agent.errors import AgentError, Refused, SpecUnwritable, reason
 from agent.host import files, writable
 from agent.host.files import Change
 from agent.host.paths import HostPath, HostRoot
@@ -31,10 +31,6 @@ _ELSEWHERE = (
     "--no-runtime-config the agent changes no file of the runtime"
 )
 _STATE = ("journal.json", "memory.json", "failed.json")
-
-
-class SpecUnwritable(Refused):
-    """The spec that a node needs cannot be written."""
 
 
 @dataclass(frozen=True)

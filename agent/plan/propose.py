@@ -16,20 +16,20 @@ from agent.cdi.specs import own_specs, readers
 from agent.decide import Decision, Evidence, PodNeeds, Question, decide
 from agent.errors import AgentError, CandidateFailed, NoToolkit, Refused, TrialFailed
 from agent.host.files import Change
-from agent.plan import garbled_files, in_force, obstacles, pod_guard, toolkit_users
+from agent.plan import garbled_files, in_force, pod_guard, toolkit_users
 from agent.plan.candidate import known_failure, loaded_digest
 from agent.plan.context import Context
 from agent.plan.toolkit_users import ChangedNode, MovedToolkit
 from agent.runtimes import find, low_level, registry
 from agent.runtimes.base import CannotSwitch, ConfiguredRuntime, EditRequest, Edits, Runtime
 from agent.runtimes.desired_state import Desired
-from agent.runtimes.preflight import Candidate, Preflight
 from agent.state.store import Memory, current_memory
 from agent.status import is_publishable
 from agent.toolkit import device_nodes, install, programs
 from agent.toolkit.device_nodes import MissingNode
 
 if TYPE_CHECKING:
+    from agent.runtimes.preflight import Preflight
     from agent.runtimes.restart import Restart
     from agent.runtimes.trial import Trial
 
@@ -235,6 +235,8 @@ class _Proposer:
         )  # fmt: skip
         if proposal.nothing_to_do or proposal.refusals:
             return proposal
+        from agent.plan import obstacles
+
         blocked = obstacles.change_refusal(
             self.ctx, proposal.config_changes,
             transaction=not proposal.is_configured, spec=spec, toolkit=toolkit,
@@ -401,6 +403,8 @@ class _Proposer:
             warnings.append(hazard.later)
         checked = tried = None
         if not draft.is_configured:
+            from agent.runtimes.preflight import Candidate
+
             names = tuple(edits.desired.handlers)
             ours = (*names, *edits.desired.absent)
             checked = node.preflight(Candidate(edits.files, names, ours))

@@ -161,3 +161,18 @@ def fresh_state(loaded: Iterable[ConfigFile]) -> FileState:
 def with_text(state: FileState, text: str) -> FileState:
     """The state of a file with another text, but the same owner, mode and label."""
     return FileState(document.encoded(text), state.mode, state.uid, state.gid, state.label)
+
+
+def first_unread(files: Files) -> ConfigFile | None:
+    """The first file that we cannot parse, None if we can parse all."""
+    return next((file for file in files if file.unread), None)
+
+
+def unread_warnings(files: Files) -> Iterator[str]:
+    """A warning for each file that we cannot parse. `require_harmless` has checked the files."""
+    for file in files:
+        if file.unread:
+            yield (
+                f"{file.path} cannot be read by this agent ({file.unread}); the runtime's own "
+                "executable reads it, and shows that it changes nothing of ours"
+            )

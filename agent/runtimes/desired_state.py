@@ -13,7 +13,8 @@ from typing import Any
 
 from agent.errors import Refused
 from agent.state import schema
-from agent.toml.document import Data, Op, Path, Set, apply, get
+from agent.toml.document import Data, Op, Path, Set, apply, deep_merge, get
+from agent.toml.ops import identical
 
 # Shims of runc: v2, v1, and the one before v1. containerd 2.0 and later have v2 only.
 RUNC_V2 = "io.containerd.runc.v2"
@@ -177,6 +178,15 @@ def leaves(table: Data, above: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield from leaves(value, (*above, key))
         else:
             yield (*above, key), value
+
+
+def first_difference(one: Data, other: Data) -> Path | None:
+    """The path of the first key in which two sets of data differ; None if they are equal."""
+    old, new = dict(leaves(one)), dict(leaves(other))
+    for path, _ in leaves(deep_merge(one, other)):
+        if path not in old or path not in new or not identical(old[path], new[path]):
+            return path
+    return None
 
 
 def differences(

@@ -20,7 +20,7 @@ from agent.errors import Refused, Unreachable
 from agent.host import trust
 from agent.host.paths import HostPath, HostRoot
 from agent.options.settings import Settings
-from agent.runtimes import command, registry
+from agent.runtimes import registry
 from agent.runtimes.base import Endpoint, Runtime
 from agent.toolkit import programs
 
@@ -156,6 +156,8 @@ def _program_of(
 def executable_version(host: HostRoot, program: str) -> str | None:
     """The version that the executable at a host path prints, None if it prints none. The executable
     is run, so the caller has to check first that only root can replace it."""
+    from agent.runtimes import command  # needed only where the runtime does not answer
+
     done = command.run(host, [program, "--version"], timeout=10)
     match = _VERSION.search(done.out.decode("utf-8", "replace")) if done.code == 0 else None
     return match[1] if match else None

@@ -8,19 +8,18 @@ them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from agent.errors import Refused
 from agent.host.paths import HostPath
 from agent.runtimes.command import Dump
-from agent.runtimes.config_file import ConfigFile, Files
-from agent.runtimes.desired_state import leaves
+from agent.runtimes.config_file import ConfigFile, Files, first_unread
+from agent.runtimes.desired_state import first_difference
 from agent.toml import document
-from agent.toml.document import Data, Path, deep_merge
+from agent.toml.document import Data
 from agent.toml.masking import safe_path
-from agent.toml.ops import identical
 
 UNKNOWN = "the runtime's executable is not known; give --executable-path"
 
@@ -97,15 +96,6 @@ def memory_file(data: bytes) -> int:
     return fd
 
 
-def first_difference(one: Data, other: Data) -> Path | None:
-    """The path of the first key in which two sets of data differ; None if they are equal."""
-    old, new = dict(leaves(one)), dict(leaves(other))
-    for path, _ in leaves(deep_merge(one, other)):
-        if path not in old or path not in new or not identical(old[path], new[path]):
-            return path
-    return None
-
-
 def require_harmless(
     files: Files, executable: str | None, whole: Callable[[str], Dump],
     rest: Callable[[str], Dump], ours: Callable[[Data], Data],
@@ -128,21 +118,6 @@ def require_harmless(
     difference = first_difference(ours(with_it.data), ours(without.data))
     if difference is not None:
         raise unread_refusal(file, f"it sets {safe_path(difference)}, as {executable} shows")
-
-
-def first_unread(files: Files) -> ConfigFile | None:
-    """The first file that we cannot parse, None if we can parse all."""
-    return next((file for file in files if file.unread), None)
-
-
-def unread_warnings(files: Files) -> Iterator[str]:
-    """A warning for each file that we cannot parse. `require_harmless` has checked the files."""
-    for file in files:
-        if file.unread:
-            yield (
-                f"{file.path} cannot be read by this agent ({file.unread}); the runtime's own "
-                "executable reads it, and shows that it changes nothing of ours"
-            )
 
 
 def unread_refusal(file: ConfigFile, why: str) -> Refused:

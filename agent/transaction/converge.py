@@ -23,12 +23,12 @@ from agent.errors import (
     Pending,
     Refused,
     RolledBack,
+    SpecUnwritable,
     Unreachable,
 )
 from agent.plan import (
     candidate,
     garbled_files,
-    obstacles,
     published,
     toolkit_users,
 )
@@ -101,9 +101,7 @@ class _Convergence:
         if spec is not None and isinstance(error, NoDriver | NoDevices | DriverFailed):
             # The devices are gone, so specs of them are removed, and readiness is withdrawn.
             own_specs.write(ctx.settings, spec, ctx.publisher, ctx.log)
-        if spec is not None and (
-            error == spec.problem or isinstance(error, obstacles.SpecUnwritable)
-        ):
+        if spec is not None and (error == spec.problem or isinstance(error, SpecUnwritable)):
             dirs = proposal.decision.spec_dirs
             if not own_specs.has_needed(ctx.settings, ctx.host, dirs, spec.needed):
                 ctx.publisher.withdraw()  # a node without its devices is not ready

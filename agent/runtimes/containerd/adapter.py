@@ -11,6 +11,7 @@ import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from agent.cri import process
 from agent.cri.client import Answer, Unimplemented
@@ -31,19 +32,14 @@ from agent.runtimes.base import (
     Runtime,
     RuntimeAdapter,
 )
-from agent.runtimes.command import config_dump
-from agent.runtimes.config_file import ConfigFile, Files, Overlay
-from agent.runtimes.containerd import (
-    deadly_specs,
-    edit,
-    faults,
-    handlers,
-    load,
-    merge,
-    preflight,
-    rendered,
-    trial,
+from agent.runtimes.config_file import (
+    ConfigFile,
+    Files,
+    Overlay,
+    first_unread,
+    unread_warnings,
 )
+from agent.runtimes.containerd import deadly_specs, edit, faults, handlers, load, merge, rendered
 from agent.runtimes.containerd.generations import CRI_PLUGINS, GENERATIONS, Generation, generation
 from agent.runtimes.containerd.load import DEFAULT_ROOT, import_pattern
 from agent.runtimes.desired_state import (
@@ -59,11 +55,13 @@ from agent.runtimes.desired_state import (
     same,
     same_value,
 )
-from agent.runtimes.preflight import Candidate, Preflight, unread_warnings
-from agent.runtimes.trial import Launch
 from agent.toml import document
 from agent.toml.document import Data, Op, Path, Set, Unset, get
 from agent.toolkit import programs
+
+if TYPE_CHECKING:
+    from agent.runtimes.preflight import Candidate, Preflight
+    from agent.runtimes.trial import Launch
 
 _IMAGES = "io.containerd.cri.v1.images"  # the plugin, since 2.0
 _STUB = b"# Emptied by toolkit-agent: another file imports this one by name.\n"
@@ -112,7 +110,10 @@ class Containerd(RuntimeAdapter):
             executable=find.executable(settings, host, runtime.process),
             drop_in=drop_in(settings, host, root),
         )
-        preflight.require_harmless(node, node.files)
+        if first_unread(node.files):
+            from agent.runtimes.containerd import preflight  # its executable is run
+
+            preflight.require_harmless(node, node.files)
         return node
 
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
@@ -200,6 +201,8 @@ class ContainerdNode(ConfiguredRuntime):
 
     def _dump(self, executable: str, *plugins: str) -> Data | None:
         """The executable's dump of the files on disk; `plugins` as in `config_dump`."""
+        from agent.runtimes.command import config_dump  # needed only if the runtime shows nothing
+
         path = self.root.name if self.root.state is not None else None
         return config_dump(self.host, executable, path, plugins=plugins).data
 
@@ -229,12 +232,16 @@ class ContainerdNode(ConfiguredRuntime):
         return any(programs.runs(self.host, f"{place}/{name}") for place in places)
 
     def preflight(self, candidate: Candidate) -> Preflight:
+        from agent.runtimes.containerd import preflight  # only if something changes
+
         preflight.require_harmless(self, candidate.files)
         return preflight.check(self, candidate)
 
     def launch(
         self, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
+        from agent.runtimes.containerd import trial  # only if something changes
+
         return trial.launch(self, executable, desired, files)
 
     def restart_hazard(self, files: Files) -> RestartHazard | None:

@@ -22,9 +22,14 @@ from agent.runtimes.containerd import faults, handlers, load, merge, rendered
 from agent.runtimes.containerd.generations import CRI_V3, Generation, section_name
 from agent.runtimes.containerd.handlers import LEGACY, RUNTIMES, Features
 from agent.runtimes.containerd.load import import_pattern, matches
-from agent.runtimes.desired_state import Desired, Effective, leaves, operations
+from agent.runtimes.desired_state import (
+    Desired,
+    Effective,
+    first_difference,
+    leaves,
+    operations,
+)
 from agent.runtimes.key_ownership import HEADER, is_untouched
-from agent.runtimes.preflight import first_difference
 from agent.state.store import Memory
 from agent.toml import document
 from agent.toml.document import Append, Data, Op, Path, Set, Unset, get

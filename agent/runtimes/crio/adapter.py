@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from agent.cri.client import Answer
 from agent.cri.process import Process
@@ -29,13 +30,21 @@ from agent.runtimes.base import (
     Runtime,
     RuntimeAdapter,
 )
-from agent.runtimes.config_file import ConfigFile, Files, Overlay
-from agent.runtimes.crio import command_line, edit, hook, load, merge, preflight, trial
+from agent.runtimes.config_file import (
+    ConfigFile,
+    Files,
+    Overlay,
+    first_unread,
+    unread_warnings,
+)
+from agent.runtimes.crio import command_line, edit, hook, load, merge
 from agent.runtimes.crio.merge import Overrides, Rules, Setting
 from agent.runtimes.desired_state import Desired, Effective, own_keys, same_value
-from agent.runtimes.preflight import Candidate, Preflight, unread_warnings
-from agent.runtimes.trial import Launch
 from agent.toml.document import Data, Path, get
+
+if TYPE_CHECKING:
+    from agent.runtimes.preflight import Candidate, Preflight
+    from agent.runtimes.trial import Launch
 
 _OURS = "99-nvidia.conf"
 _HANDLER = "io.kubernetes.cri-o.RuntimeHandler"
@@ -96,7 +105,10 @@ class Crio(RuntimeAdapter):
             hooks_later=later,
             overlay=overlay or {},
         )
-        preflight.require_harmless(node)
+        if first_unread(node.files):
+            from agent.runtimes.crio import preflight  # its executable is run
+
+            preflight.require_harmless(node)
         return node
 
     def evidence(self, answer: Answer) -> tuple[Evidence, ...]:
@@ -206,11 +218,15 @@ class CrioNode(ConfiguredRuntime):
         return planned, (*unread_warnings(self.files), *edit.warnings(self, request, planned))
 
     def preflight(self, candidate: Candidate) -> Preflight:
+        from agent.runtimes.crio import preflight  # only if something changes
+
         return preflight.check(self, candidate)
 
     def launch(
         self, executable: str, desired: Desired, files: Mapping[str, bytes | None]
     ) -> Launch:
+        from agent.runtimes.crio import trial  # only if something changes
+
         return trial.launch(self, executable, desired, files)
 
     def restart_hazard(self, files: Files) -> RestartHazard | None:

@@ -26,6 +26,7 @@ from agent.runtimes.crio.desired_state import PresentState
 from agent.runtimes.desired_state import (
     Desired,
     Effective,
+    first_difference,
     is_ours,
     leaves,
     operations,
@@ -33,7 +34,6 @@ from agent.runtimes.desired_state import (
     same,
 )
 from agent.runtimes.key_ownership import HEADER, is_untouched
-from agent.runtimes.preflight import first_difference
 from agent.toml import document
 from agent.toml.document import Data, Op, Set, Unset, get
 from agent.toolkit import programs

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from agent.runtimes import command, preflight
 from agent.runtimes.command import Dump
-from agent.runtimes.config_file import ConfigFile, Files
+from agent.runtimes.config_file import ConfigFile, Files, first_unread
 from agent.runtimes.crio import merge
 from agent.runtimes.preflight import (
     UNKNOWN,
@@ -22,7 +22,6 @@ from agent.runtimes.preflight import (
     Preflight,
     compare,
     dump_both,
-    first_unread,
     memory_file,
     unread_refusal,
 )

@@ -12,9 +12,8 @@ from agent.errors import Refused
 from agent.host.files import new_state
 from agent.host.paths import HostPath
 from agent.runtimes.command import _excerpt
-from agent.runtimes.config_file import ConfigFile
+from agent.runtimes.config_file import ConfigFile, unread_warnings
 from agent.runtimes.containerd import preflight
-from agent.runtimes.preflight import unread_warnings
 
 _DUMP = """\
 imports = ['/a.toml']
