@@ -27,7 +27,8 @@ from agent.runtimes.base import ConfiguredRuntime
 from agent.runtimes.desired_state import is_ours, programs_of
 from agent.runtimes.key_ownership import condition
 from agent.state import store
-from agent.state.store import TIDYING, Memory, Original
+from agent.state.journal import TIDYING
+from agent.state.store import Memory, Original
 from agent.toolkit import install
 from agent.toolkit.config import CONFIG
 

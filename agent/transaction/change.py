@@ -25,19 +25,8 @@ from agent.runtimes.base import ConfiguredRuntime, Endpoint
 from agent.runtimes.desired_state import OUR_NAMES, Desired
 from agent.runtimes.proof import Identity, NotProven, prove
 from agent.runtimes.restart import Restart, RestartFailed, down_message
-from agent.state import store
-from agent.state.store import (
-    AWAITING,
-    TIDYING,
-    Entry,
-    Failure,
-    Journal,
-    Memory,
-    decode,
-    encode,
-    memory_from_json,
-    memory_to_json,
-)
+from agent.state.journal import AWAITING, TIDYING, Entry, Journal, decode, digest_of, encode
+from agent.state.store import Failure, Memory, memory_from_json, memory_to_json
 from agent.status import READY, TWIN
 from agent.transaction import file_changes, host_timer, quiet_moment, restart_limits
 from agent.transaction.file_changes import UndoResult
@@ -392,7 +381,7 @@ class Transaction:
         files, the content of their directories, and the executable."""
         facts: list[object] = []
         for entry in self.journal.entries:
-            facts.append(store.digest_of(entry.agent, entry.host))
+            facts.append(digest_of(entry.agent, entry.host))
             facts.append(_file_identity(os.path.dirname(entry.agent)))
         if self.journal.executable:
             facts.append(_file_identity(self.ctx.host.agent_path(self.journal.executable)))
@@ -447,7 +436,7 @@ class Transaction:
         best_effort(self.log, lambda: self.ctx.store.prune(memory))
 
     def _warn_if_changed(self, entry: Entry) -> None:
-        if store.digest_of(entry.agent, entry.host) != entry.after:
+        if digest_of(entry.agent, entry.host) != entry.after:
             self.log.warning("file changed since it was written", path=entry.host)
 
     def close(self) -> None:

@@ -38,13 +38,14 @@ from agent.plan.propose import Proposal, propose
 from agent.runtimes import desired_state, registry
 from agent.runtimes.base import Endpoint
 from agent.state import store
-from agent.state.store import AWAITING, Memory
+from agent.state.store import Memory
 from agent.status import READY
 from agent.toolkit import device_nodes, install
 from agent.transaction import restart_limits
 
 if TYPE_CHECKING:
     from agent.transaction.change import Request
+    from agent.transaction.recover import Recovered
 
 PENDING = "cannot publish yet: the configuration is written; restart the runtime"
 
@@ -110,9 +111,8 @@ class _Convergence:
     def recover_and_converge(self, first: Proposal | None) -> Outcome:
         """Finish or undo an earlier change, then converge. `first` is a proposal that was made
         before the lock was taken, or None. Raises AgentError."""
-        ctx, recovered = self._ctx, None
-        if ctx.store.journal() is not None:
-            recovered = self._recover()
+        ctx = self._ctx
+        recovered = self._recover() if ctx.store.journal() else None
         memory = store.current_memory(ctx.store)
         repaired = garbled_files.repair(ctx, memory)
         try:
@@ -123,7 +123,7 @@ class _Convergence:
                 raise
             garbled_files.revive(ctx, error)
             proposal = propose(ctx, memory)
-        if recovered == AWAITING:
+        if recovered and recovered.waiting:
             restart = proposal.restart
             if not proposal.config_changes and restart is not None and restart.kind == "none":
                 # The written files are still right, and a person has to restart the runtime.
@@ -132,16 +132,17 @@ class _Convergence:
             recovered = self._recover(give_up_waiting=True)
             proposal = propose(ctx, ctx.store.memory())
         outcome = self._converge(proposal, ctx.store.memory())
-        return replace(outcome, recovered=recovered, changed=(*repaired, *outcome.changed))
+        changed = (*repaired, *outcome.changed)
+        return replace(outcome, recovered=recovered and recovered.outcome, changed=changed)
 
-    def _recover(self, *, give_up_waiting: bool = False) -> str | None:
+    def _recover(self, *, give_up_waiting: bool = False) -> Recovered:
         """What became of the earlier change."""
         from agent.transaction import recover  # with all that makes a change; rarely needed
 
         act = recover.give_up_waiting if give_up_waiting else recover.recover
-        outcome, barrier = act(self._ctx)
-        self._barrier |= barrier
-        return outcome
+        recovered = act(self._ctx)
+        self._barrier |= recovered.barrier
+        return recovered
 
     def _converge(
         self, proposal: Proposal, memory: Memory, *, refused_cdi: bool = False

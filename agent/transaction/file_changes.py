@@ -19,7 +19,8 @@ from agent.errors import Refused, reason
 from agent.host import files
 from agent.host.files import Change, FileState
 from agent.runtimes import key_ownership
-from agent.state.store import Entry, Journal, Memory, Original, Store, digest_of
+from agent.state.journal import Entry, Journal, digest_of
+from agent.state.store import Memory, Original, Store
 from agent.toml import document
 
 _NOT_OURS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)

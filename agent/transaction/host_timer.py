@@ -23,7 +23,8 @@ from agent.log import Log
 from agent.runtimes import registry
 from agent.runtimes.proof import NotProven
 from agent.runtimes.restart import Restart
-from agent.state.store import Entry, Journal, Store, parents
+from agent.state.journal import Entry, Journal, parents
+from agent.state.store import Store
 from agent.systemd.units import Command, Systemd, SystemdError, Timer, Unit
 
 MARGIN = 20  # seconds for the restart itself, in addition to the proof timeout

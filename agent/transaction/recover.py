@@ -16,8 +16,7 @@ from agent.plan.context import Context, best_effort
 from agent.runtimes import restart
 from agent.runtimes.proof import NotProven
 from agent.runtimes.restart import Restart
-from agent.state import store
-from agent.state.store import AWAITING, TIDYING, Entry
+from agent.state.journal import AWAITING, TIDYING, Entry, digest_of, is_written
 from agent.transaction import host_timer
 from agent.transaction.change import Transaction
 
@@ -63,12 +62,12 @@ def recover(ctx: Context) -> Recovered:
         _undo(change, planned_restart, by_switch=True)
         return Recovered("undone", barrier)
     if not _has_restarted(change):
-        if journal.stage == AWAITING and store.is_written(journal):
+        if journal.is_awaited:
             return Recovered(AWAITING, barrier)
         stopping = journal.stage == "restarted"  # the old process runs, but may be about to end
         _undo(change, planned_restart if stopping else None, stopping=stopping)
         return Recovered("undone", barrier)
-    if store.is_written(journal):
+    if is_written(journal):
         try:
             change.prove()
             change.switch.claim()
@@ -110,7 +109,7 @@ def _is_healthy(change: Transaction) -> bool:
     began = process.start_moment(running, change.ctx.wall)
     foreign = False
     for entry in change.journal.entries:
-        now = store.digest_of(entry.agent, entry.host)
+        now = digest_of(entry.agent, entry.host)
         if now == entry.after and now != entry.before:
             return False  # the undo is still to come, and the runtime may be on the candidate
         foreign = foreign or now != entry.before

@@ -26,7 +26,8 @@ from agent.runtimes.config_file import Files, is_hook
 from agent.runtimes.desired_state import OUR_NAMES, Desired
 from agent.runtimes.preflight import Candidate
 from agent.state import store
-from agent.state.store import Memory, parents
+from agent.state.journal import parents
+from agent.state.store import Memory
 from agent.toolkit import install
 from agent.transaction import change, original_files, recover, stand_aside
 from agent.transaction.converge import publishing_failures

@@ -137,7 +137,7 @@ _TRANSACTION = (
         ("tests/unit/host/test_files.py",),
     ),
     Mutant(
-        "temporary-name-is-read", "transaction", "agent/state/store.py",
+        "temporary-name-is-read", "transaction", "agent/state/journal.py",
         'f".{name}.toolkit-agent-{what}~"',
         'f"{what}-{name}"',
         ("tests/unit/transaction/test_change.py",),

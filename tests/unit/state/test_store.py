@@ -13,18 +13,8 @@ import pytest
 
 from agent.errors import Refused
 from agent.host.paths import HostRoot
-from agent.state.store import (
-    Entry,
-    Failure,
-    Journal,
-    Memory,
-    Original,
-    Store,
-    decode,
-    encode,
-    memory_to_json,
-    parents,
-)
+from agent.state.journal import Entry, Journal, decode, encode, parents
+from agent.state.store import Failure, Memory, Original, Store, memory_to_json
 from tests.unit.support.faults import CODES, Faults, Killed, count
 
 MEMORY = Memory(

@@ -10,7 +10,8 @@ import pytest
 from agent.host import files
 from agent.runtimes.base import Endpoint
 from agent.runtimes.proof import Identity
-from agent.state.store import Entry, Journal, Memory, Original, is_written, memory_to_json
+from agent.state.journal import Entry, Journal, is_written
+from agent.state.store import Memory, Original, memory_to_json
 from agent.transaction import file_changes
 from agent.transaction.change import NotAccepted
 from agent.transaction.file_changes import UndoResult
