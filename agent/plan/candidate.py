@@ -21,7 +21,6 @@ from agent.host.paths import HostRoot
 from agent.runtimes.base import ConfiguredRuntime, Edits, Runtime
 from agent.runtimes.config_file import ConfigFile
 from agent.state.store import Store
-from agent.systemd.units import unit_files
 
 _DAY = 86400.0  # seconds
 
@@ -50,6 +49,8 @@ def loaded_digest(runtime: Runtime, files: tuple[ConfigFile, ...]) -> str:
 
 def fingerprint(node: ConfiguredRuntime, edits: Edits) -> str:
     """A hash of everything on which the success of these edits depends."""
+    from agent.systemd.units import unit_files  # needed only before a restart
+
     running = node.runtime.process
     changed = [
         (item.path.host, item.before and item.before.digest, item.after and item.after.digest)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from agent.errors import Refused
 from agent.host import trust
@@ -18,7 +18,10 @@ from agent.host.paths import HostPath, HostRoot
 from agent.toml import dialect, document
 from agent.toml.dialect import Kind
 from agent.toml.document import Data, Path, get
-from agent.toml.masking import Source
+
+if TYPE_CHECKING:
+    from agent.toml.masking import Source
+
 
 # The future state of files by host path. None: the file will not exist.
 Overlay: TypeAlias = Mapping[str, FileState | None]
@@ -50,6 +53,8 @@ class ConfigFile:
     @property
     def source(self) -> Source:
         """The file's text and data, by which an error of the runtime about the file is masked."""
+        from agent.toml.masking import Source  # needed only if something failed
+
         text = dialect.decoded(self.state.data) if self.state else ""
         return Source(self.path.host, text, self.data)
 

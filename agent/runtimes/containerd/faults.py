@@ -32,7 +32,6 @@ from agent.runtimes.desired_state import (
 from agent.toml import dialect, document, scan
 from agent.toml.dialect import GO_TOML_1, GO_TOML_2
 from agent.toml.document import Data, Path, get
-from agent.toml.masking import masked
 from agent.toolkit.programs import is_nvidia
 
 _LISTS = ("disabled_plugins", "required_plugins")
@@ -190,6 +189,8 @@ def _short_names(gen: Generation, files: Files) -> Iterator[str]:
             lists += [("plugins", name) for name in file.data.get("plugins", {})]
         for key, entry in lists:
             if "." not in _uri(gen, file, entry):
+                from agent.toml.masking import masked
+
                 name = masked(repr(entry))  # the entry can be any text, also a secret
                 yield f"{file.path} has {name} in {key}, which is no full name of a plugin"
 
