@@ -29,7 +29,7 @@ from agent.runtimes.desired_state import (
     is_sandbox,
     leaves,
 )
-from agent.toml import dialect, document, scan
+from agent.toml import dialect, document
 from agent.toml.dialect import GO_TOML_1, GO_TOML_2
 from agent.toml.document import Data, Path, get
 from agent.toolkit.programs import is_nvidia
@@ -63,6 +63,8 @@ def misplaced_version(files: Files) -> Defect | None:
         given = file.data.get("plugins", {})
         if file.version is not None or file.state is None or not {CRI_V2, CRI_V3} & given.keys():
             continue
+        from agent.toml import scan  # slow to load, and rarely needed
+
         text = document.decoded(file.state.data, file.path.host)
         with contextlib.suppress(scan.Unreadable):
             for one in scan.statements(text):
