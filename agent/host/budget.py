@@ -163,11 +163,13 @@ def names(directory: str | int, budget: Budget = DIRECTORY) -> list[str]:
     return first
 
 
-def text(path: str, limit: int = 1 << 20, errors: str = "surrogateescape") -> str:
+def text(
+    path: str, limit: int = 1 << 20, encoding: str = "utf-8", errors: str = "surrogateescape"
+) -> str:
     """The text of a file of the kernel, of which `limit` characters are read; "" if it cannot be
     read."""
     try:
-        with open(path, encoding="utf-8", errors=errors) as file:
+        with open(path, encoding=encoding, errors=errors) as file:
             return file.read(limit)
     except OSError:
         return ""

@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.errors import Refused
 from agent.state import schema
 from agent.toml.document import Data, Op, Path, Set, apply, deep_merge, get
 from agent.toml.ops import identical
+
+if TYPE_CHECKING:
+    from agent.host.paths import HostPath
 
 # Shims of runc: v2, v1, and the one before v1. containerd 2.0 and later have v2 only.
 RUNC_V2 = "io.containerd.runc.v2"
@@ -141,13 +144,14 @@ def binaries(table: Data) -> Iterator[tuple[str, str]]:
             yield key, value
 
 
-def require_default(effective: Effective, key: str) -> None:
+def require_default(effective: Effective, key: str, edited: HostPath | None = None) -> None:
     """Raise Refused if the default runtime is no handler. `key` is the name of the setting in the
-    runtime's files."""
+    runtime's files. `edited` is the file after whose edit the configuration is `effective`."""
     if effective.default not in effective.runtimes:
+        action = f"edit {edited}" if edited else "use the configuration"
         raise Refused(
-            f"cannot use the configuration: {key} is {effective.default}, and there is no such "
-            "handler; add it or correct the name"
+            f"cannot {action}: {key} is {effective.default}, and there "
+            f"{'would be' if edited else 'is'} no such handler; add it or correct the name"
         )
 
 

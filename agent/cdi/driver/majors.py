@@ -77,7 +77,8 @@ class Majors:
 def read(host: HostRoot) -> Majors:
     """The drivers in the host's /proc/devices and /proc/misc."""
     paths = (host.proc_path("devices"), host.proc_path("misc"))
-    return parsed(*(budget.text(path, errors="replace") for path in paths))
+    # A name of a module can have any bytes. In ASCII none of them is a blank or a line end.
+    return parsed(*(budget.text(path, encoding="ascii", errors="replace") for path in paths))
 
 
 def parsed(devices: str, misc: str = "") -> Majors:

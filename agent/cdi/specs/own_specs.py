@@ -171,8 +171,18 @@ def written_by_us(
 
 
 def has_needed(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...], needed: str) -> bool:
-    """Is our spec of the kind `needed` in one of the directories of `directories`?"""
-    return any(path.name == file_name(needed) for path in written_by_us(settings, host, spec_dirs))
+    """Is our spec of the kind `needed` in one of the directories of `directories`? Reads no other
+    file, because a directory may have more specs than the agent reads."""
+    places = directories(settings, host, spec_dirs)
+    return any(_is_own_spec(place.child(file_name(needed))) for place in places)
+
+
+def _is_own_spec(path: HostPath) -> bool:
+    try:
+        found = files.read(path.agent)
+    except Refused:
+        return False  # a link or a directory is no spec of ours
+    return found is not None and is_ours(found.data)
 
 
 def foreign_spec_with(

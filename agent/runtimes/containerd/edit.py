@@ -318,7 +318,7 @@ def _checked(node: ContainerdNode, overlay: Overlay, desired: Desired) -> Edits:
             f"cannot set {document.dotted(path)}: {owner[0].path if owner else node.root.path} "
             "overrides it; remove the key there"
         )
-    desired_state.require_default(effective, handlers.DEFAULT[-1])
+    desired_state.require_default(effective, handlers.DEFAULT[-1], node.root.path)
     difference = first_difference(
         strip(merge.settings(node.gen, node.files), node.gen, desired),
         strip(merge.settings(node.gen, after), node.gen, desired),

@@ -255,7 +255,7 @@ def _check(node: CrioNode, request: EditRequest, after: Files, desired: Desired)
             f"read after {node.drop_in} and overrides it; remove the key there, or give a later "
             "name with --drop-in-config"
         )
-    require_default(effective, merge.DEFAULT[-1])
+    require_default(effective, merge.DEFAULT[-1], node.drop_in)
     now, later = (_strip(node, request, loaded) for loaded in (node.files, after))
     difference = first_difference(now, later)
     if difference is not None:
