@@ -123,13 +123,9 @@ class ModelNode:
             (process, "peer_pid", lambda *_: self._process().pid),
             (client, "ask", lambda *_, **__: self._answer()),
             (client, "pod_questions", lambda *_, **__: contextlib.nullcontext(_NoPods())),
-            (
-                deadly_specs,
-                "deadly",
-                lambda *_: None,
-            ),  # it would look into this machine's spec directories
-            (command, "config_dump", lambda _host, _program, file, *_: self._dump(file)),
-            (os, "fsync", lambda _: None),
+            # It would look into this machine's spec directories.
+            (deadly_specs, "first_deadly", lambda *_: None),
+            (command, "config_dump", lambda _host, _program, file, *_, **__: self._dump(file)),
         )
         for module, name, function in replaced:
             patch = mock.patch.object(module, name, function)
