@@ -98,10 +98,11 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is too much for this run; skip what cannot run here, saying how it can."""
-    left_out = sampling.left_out(items, {arg.partition("::")[0] for arg in config.args})
-    config.hook.pytest_deselected(items=left_out)
-    unwanted = set(left_out)
-    items[:] = [item for item in items if item not in unwanted]
+    if not config.getoption("--long"):
+        left_out = sampling.left_out(items, {arg.partition("::")[0] for arg in config.args})
+        config.hook.pytest_deselected(items=left_out)
+        unwanted = set(left_out)
+        items[:] = [item for item in items if item not in unwanted]
     for item in items:
         if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(900))  # the default is for tests of seconds

@@ -71,9 +71,8 @@ def sampled_params(
 
 
 def left_out(items: Sequence[pytest.Item], named: Set[str]) -> list[pytest.Item]:
-    """What this run leaves out: of a test with many cases, in a folder where each starts programs,
-    all but a few; in a long run, what the marker `cases` says. `named`: modules that were asked for
-    run whole."""
+    """What a run without `--long` leaves out: of a test with many cases, in a folder where each
+    starts programs, all but a few. `named`: modules that were asked for run whole."""
     tests: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         tests[item.nodeid.partition("[")[0]].append(item)
@@ -83,17 +82,10 @@ def left_out(items: Sequence[pytest.Item], named: Set[str]) -> list[pytest.Item]
         marker = cases[0].get_closest_marker("cases")
         below = os.path.relpath(path, _ROOT)
         folder = Path(below).parts[1]
-        wanted = _wanted(marker, folder, len(cases))
+        wanted = marker.args[0] if marker else _CASES.get(folder, len(cases))
         if len(cases) > wanted and not {str(path), below} & named:
             found += set(cases).difference(sample(cases, wanted, name))
     return found
-
-
-def _wanted(marker: pytest.Mark | None, folder: str, number: int) -> int:
-    """How many of so many cases this run takes."""
-    if _run["long"]:
-        return marker.kwargs.get("long", number) if marker else number
-    return marker.args[0] if marker else _CASES.get(folder, number)
 
 
 def _rank(text: str) -> bytes:

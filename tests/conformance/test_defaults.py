@@ -31,10 +31,10 @@ _EDIT = '\n# by the admin\n[debug]\n  level = "info" # for the ticket\n'
 
 
 def cells(count: int, name: str) -> list[object]:
-    """Some of them; in a long run half."""
+    """Some of them; all in a long run."""
     return [
         pytest.param(shape, generation, id=f"{shape.name}-{generation}")
-        for shape, generation in sample(_CELLS, by_run(count, len(_CELLS) // 2), name)
+        for shape, generation in sample(_CELLS, by_run(count, len(_CELLS)), name)
     ]
 
 

@@ -12,9 +12,9 @@ from tests.conformance.shapes import SHAPES, Refused, Row, Shape
 from tests.conformance.trees import touched
 from tests.tools.runtimes import Runtime
 
-pytestmark = [pytest.mark.real, pytest.mark.cases(25, long=100)]
+pytestmark = [pytest.mark.real, pytest.mark.cases(25)]
 
-# A cell is a dozen starts of a real containerd.
+# A cell is a dozen starts of a real containerd; all of them take five minutes.
 CELLS = [
     pytest.param(shape, generation, id=f"{shape.name}-{generation}")
     for shape in SHAPES

@@ -18,7 +18,7 @@ class FakeItem:
     def __init__(self, path: str, case: str, wanted: int | None) -> None:
         self.path = ROOT / path
         self.nodeid = f"{path}::test_it{case}"
-        self._marker = wanted and pytest.mark.cases(wanted, long=wanted + 5).mark
+        self._marker = wanted and pytest.mark.cases(wanted).mark
 
     def get_closest_marker(self, name: str) -> object:
         """The marker of that name."""
@@ -47,21 +47,9 @@ def test_sample_is_of_the_seed_and_keeps_the_order(monkeypatch: pytest.MonkeyPat
         pytest.param("tests/unit/test_x.py", None, 60, id="a folder of fast tests"),
     ],
 )
-def test_many_cases_are_few_in_a_short_run(
-    path: str, wanted: int | None, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sampling._run, "long", False)
+def test_many_cases_are_few_in_a_short_run(path: str, wanted: int | None, count: int) -> None:
     items: list[Any] = [FakeItem(path, f"[{number}]", wanted) for number in range(60)]
     single: Any = FakeItem(path, "_alone", wanted)
     left_out = sampling.left_out([*items, single], {"tests/cli/test_named.py"})
     assert len(items) - len(left_out) == count
     assert set(left_out) <= set(items)
-
-
-@pytest.mark.parametrize(("wanted", "count"), [(None, 60), (25, 30)])
-def test_long_run_takes_all_cases_but_where_the_test_says_fewer(
-    wanted: int | None, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sampling._run, "long", True)
-    items: list[Any] = [FakeItem("tests/cli/test_x.py", f"[{n}]", wanted) for n in range(60)]
-    assert len(items) - len(sampling.left_out(items, set())) == count
