@@ -120,9 +120,8 @@ class Command(_WithExitCodes):
     click asks for them, because the options of all commands take as long as the rest of --help."""
 
     _has_options = False
-    _without_value: Mapping[
-        str, str
-    ]  # by the flag of a boolean option: the word that it stands for
+    # By the flag of a boolean option: the value of the option if it is given without one.
+    _without_value: Mapping[str, str]
 
     def topics(self) -> Sequence[Topic]:
         """The options of the table that the command accepts, by topic."""

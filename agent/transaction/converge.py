@@ -133,7 +133,8 @@ class _Convergence:
             proposal = propose(ctx, ctx.store.memory())
         outcome = self._converge(proposal, ctx.store.memory())
         changed = (*repaired, *outcome.changed)
-        return replace(outcome, recovered=recovered and recovered.outcome, changed=changed)
+        end = recovered.outcome if recovered else None
+        return replace(outcome, recovered=end, changed=changed)
 
     def _recover(self, *, give_up_waiting: bool = False) -> Recovered:
         """What became of the earlier change."""

@@ -8,7 +8,7 @@ undone.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from agent.cri import process
 from agent.errors import RollbackFailed, Unreachable
@@ -26,7 +26,8 @@ _PATIENCE = 3.0  # seconds for the proof of a runtime that may be healthy
 _DYING = 3.0  # seconds for which a runtime that was told to end can still answer
 
 
-class Recovered(NamedTuple):
+@dataclass(frozen=True)
+class Recovered:
     """The result of a recovery. `outcome` is committed, undone or awaiting-restart; None if no
     change was unfinished. `barrier` means that `toolkit-ready` existed before the change."""
 

@@ -14,7 +14,7 @@ import grpc
 from tests.cli.cli_node import CliNode
 from tests.conformance import cri, statusfile
 from tests.tools import forked
-from tests.tools.waiting import SOON, wait_until
+from tests.tools.waiting import SOON, holds_steadily, wait_until
 
 
 class Daemon:
@@ -46,13 +46,7 @@ class Daemon:
 
     def rest(self) -> None:
         """Wait until no child has run for a while: a child may follow from what one wrote."""
-        calm = [0]
-
-        def rests() -> bool:
-            calm[0] = calm[0] + 1 if self.idle() else 0
-            return calm[0] > 40
-
-        self.until(rests)
+        self.until(holds_steadily(self.idle, 40))
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Stop it; it does not wait for what it waits for."""

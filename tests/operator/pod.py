@@ -20,7 +20,7 @@ from typing import Protocol, Self
 
 from tests.operator.environment import MOUNTS, SCRIPT, Bind
 from tests.tools.runtimes import ROOT
-from tests.tools.waiting import wait_until
+from tests.tools.waiting import holds_steadily, wait_until
 
 _BIN = "opt/pod/bin"
 # Everything that the script calls. Its two waits of five seconds are short ones here.
@@ -152,16 +152,14 @@ class Pod:
 
     def rest(self) -> None:
         """Wait until it has looked at the node, and has nothing to do."""
-        calm = [0]
         pid = self.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children")
 
-        def rests() -> bool:
-            waiting = b"supervisor.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-            calm[0] = calm[0] + 1 if waiting and not children.read_text("ascii") else 0
-            return calm[0] > 20
+        def waits() -> bool:
+            is_supervisor = b"supervisor.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            return is_supervisor and not children.read_text("ascii")
 
-        self.until(rests)
+        self.until(holds_steadily(waits, 50))  # a second, which has two looks of the supervisor
 
     def _inside(self, *argv: str, data: str = "") -> None:
         words = [*self.node.prefix, *argv]

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import pytest
 
 from tests.tools.runtimes import ROOT
 from tests.tools.shells import SHELLS, start
-from tests.tools.waiting import SOON
+from tests.tools.waiting import SOON, wait_until
 
 _SCRIPTS = ROOT / "deploy/device-plugin"
 _NAME = ".toolkit-ctr-ready"
@@ -132,10 +131,10 @@ def _read(reader: str, file: Path) -> tuple[int | None, str, str]:
             start_new_session=True,
         ) as process,
     ):
-        end = time.monotonic() + SOON
-        while process.poll() is None and not (reader != "wait" and log.stat().st_size):
-            assert time.monotonic() < end, "it hangs"
-            time.sleep(0.02)
+        wait_until(
+            lambda: process.poll() is not None or (reader != "wait" and log.stat().st_size > 0),
+            lambda: "it hangs",
+        )
         code = process.poll()
         if code is None:
             os.killpg(process.pid, signal.SIGKILL)  # and the sleep that it waits for

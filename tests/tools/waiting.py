@@ -28,6 +28,18 @@ def wait_until(
         time.sleep(_PAUSE)
 
 
+def holds_steadily(condition: Callable[[], bool], looks: int) -> Callable[[], bool]:
+    """A condition that holds if the given one has held at more than so many looks in a row."""
+    count = 0
+
+    def holds() -> bool:
+        nonlocal count
+        count = count + 1 if condition() else 0
+        return count > looks
+
+    return holds
+
+
 def holds_now(condition: Callable[[], bool]) -> bool:
     """Whether it holds. It does not while a file of it cannot be read: one that is being replaced
     may be gone, or have no permissions yet."""

@@ -100,9 +100,8 @@ def removal(settings: Settings, host: HostRoot, spec_dirs: tuple[str, ...]) -> S
 
 
 def write(
-    settings: Settings, proposal: SpecProposal | None, publisher: Publisher,
-    log: Log,
-) -> tuple[str, ...]:  # fmt: skip
+    settings: Settings, proposal: SpecProposal | None, publisher: Publisher, log: Log
+) -> tuple[str, ...]:
     """Make the changes of a proposal, and return the host paths of the files that were written or
     removed.
 
